@@ -47,7 +47,7 @@ class Allocation:
         """What is left of a resource, as a part of the whole model's."""
         pairs = zip(self.surveyed, self.chosen, strict=True)
         saved = sum(_amount_kept(s, resource) - c.costs.of(resource) for s, c in pairs if c is not None)
-        return 1 - saved / self.totals.of(resource)
+        return 1 - saved / (self.totals.of(resource) or 1)  # a model may have no parameters
 
     def shortlists(self) -> tuple[Shortlist, ...]:
         """What is to be fitted at every site."""

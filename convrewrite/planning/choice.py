@@ -76,7 +76,7 @@ class Planner:
             with work.watch.timed("latency"):
                 return Choice(self._by_ratio())
         rules = [rule.name for rule in work.prepared.rules]
-        require_reachable(work.prepared.search_spaces, self.constraints.budget, work.prepared.totals, rules)
+        require_reachable(work.prepared.search_spaces, self.constraints.budget, work.prepared.budgeted, rules)
         surveyed = self.survey() if self.surveyed is None else self.surveyed
         if not self.constraints.budget:
             return self._choose_by_fidelity(surveyed)
@@ -162,7 +162,7 @@ class Planner:
 
         Raises PlanError for a budget that cannot be met; its message says where options that were left out as slow would help.
         """
-        budget, totals = self.constraints.budget, Counted(self.work.prepared.totals)
+        budget, totals = self.constraints.budget, Counted(self.work.prepared.budgeted)
         try:
             allocation = allocate(surveyed, budget, totals)
         except PlanError as error:
@@ -185,7 +185,7 @@ class Planner:
     def _choose_by_latency(self, surveyed: tuple[Surveyed, ...]) -> Choice:
         work = self.work
         work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
-        totals = Timed(work.prepared.totals, self.baseline.seconds())
+        totals = Timed(work.prepared.budgeted, self.baseline.seconds())
         allocation = allocate_measured(work.prepared, surveyed, self.constraints.budget, totals, self.baseline)
         work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
         LOG.info("chosen: predicted latency %.3f, effect %.3g", allocation.part("latency"), allocation.effect)
@@ -196,7 +196,7 @@ class Planner:
         assert keep is not None
         found = search(
             surveyed,
-            Counted(work.prepared.totals),
+            Counted(work.prepared.budgeted),
             keep,
             self._carried_out,
             lambda rewritten: shortfall(work.prepared.model, rewritten, work.data, keep, work.evaluation.meanings),

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from convrewrite.calibration import Calibration
 from convrewrite.conv import Cost
-from convrewrite.graph import Lifted, Site, Traced
+from convrewrite.graph import Lifted, Site, Traced, needed_lifts
 from convrewrite.inputs import Inputs, moved
 from convrewrite.meanings import Evaluation
 from convrewrite.modules import copy_model, put_on
@@ -86,6 +86,18 @@ class Prepared:
     def model(self) -> nn.Module:
         """The model that is rewritten."""
         return self.lifted.model
+
+    @property
+    def budgeted(self) -> Cost:
+        """What budgets are parts of: the whole model's cost, without kernels that are buffers and stay so, as no rule takes their
+        sites."""
+        kept = {space.site.name for space in self.search_spaces if not space.rank_ranges}
+        held = 0
+        for one in needed_lifts(self.lifted.lifts, kept):
+            buffers = dict(self.original.get_submodule(one.module).named_buffers())
+            names = [name for conv in one.convs if not conv.computed for name in (conv.weight, conv.bias)]
+            held += sum(buffers[name].numel() for name in names if name in buffers)
+        return replace(self.totals, parameters=self.totals.parameters - held)
 
     @property
     def rewritable(self) -> list[Site]:

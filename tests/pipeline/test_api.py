@@ -132,6 +132,12 @@ def test_a_fixed_kernel_counts_as_parameters_only_where_it_becomes_some() -> Non
     assert totals.after == sum(p.numel() for p in result.model.parameters())
 
 
+def test_a_fixed_kernel_that_stays_one_is_no_part_of_a_budget() -> None:
+    result = rewrite(seeded(FixedKernels), rules=["separable"], budget={"params": 0.6}, calibration="weights")
+    assert result.plan.predicted is not None
+    assert result.plan.predicted.params == pytest.approx(result.report.totals.parameters.ratio)
+
+
 @pytest.mark.parametrize(("name", "part"), [("macs", 0.6), ("macs", 0.35), ("params", 0.6), ("params", 0.4)])
 def test_a_budget_is_met_and_reported(name: str, part: float) -> None:
     model = small_network()
