@@ -4,13 +4,15 @@ import bisect
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 from convrewrite.conv import ConvSpec, Cost
-from convrewrite.errors import RuleFileError
+from convrewrite.errors import RuleFileError, UsageError
 from convrewrite.graph import Site
 from convrewrite.rules.parameters import require_parameters
 from convrewrite.rules.schema import Rule, Subject
 from convrewrite.structures import Option, Setting, Structure, make_option, option_cost
+from convrewrite.values import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,9 +132,24 @@ def _rank_ranges(site: Site, rule: Rule, structures: Mapping[str, Structure]) ->
             continue
         allowed = rule.parameters.get(structure.name, {})
         for variant in allowed_variants(structure, site.folded_spec, allowed):
+            _require_plain(structure, site.folded_spec, variant)
             ranks = allowed_ranks(structure, site.folded_spec, variant, allowed)
             found += [RankRange(site, rule, structure, variant, ranks)] if ranks else []
     return found
+
+
+def _require_plain(structure: Structure, spec: ConvSpec, variant: Setting) -> None:
+    """Raise UsageError for parameters that no plan can hold, and for ranks that are no numbers: the structure may be a caller's
+    own."""
+    top = structure.full_rank(spec.per_group, variant)
+    wrong = {f"parameter {key}": value for key, value in variant.items() if not isinstance(value, int | str)}
+    wrong |= {} if isinstance(top, Integral) else {"full_rank": top}
+    for where, value in wrong.items():
+        expected = "a whole number" if where == "full_rank" else "a whole number of Python, or text"
+        raise UsageError(
+            f"structure {structure.name}: {where}: expected {expected}, found {shown(value)}, of the type "
+            f"{type(value).__name__}; mend the structure"
+        )
 
 
 def shortlist_of(space: SearchSpace) -> Shortlist:
@@ -183,4 +200,4 @@ def allowed_ranks(structure: Structure, spec: ConvSpec, variant: Setting, allowe
     top = structure.full_rank(spec.per_group, variant)
     if "rank" not in allowed:
         return range(1, top + 1)
-    return sorted(int(rank) for rank in allowed["rank"] if 1 <= int(rank) <= top)
+    return sorted({int(rank) for rank in allowed["rank"] if 1 <= int(rank) <= top})

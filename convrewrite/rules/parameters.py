@@ -1,7 +1,7 @@
 """The parameters that a rule restricts: whether its structures have them, and their values.
 
-Which values a structure has depends on the geometry. So it is asked at a few geometries in which nearly every value appears; a
-structure that takes none of these is not judged.
+Which values a structure has depends on the geometry. So it is asked at a few geometries in which nearly every value appears; of a
+structure that takes none of these only the ranks are judged, which are whole numbers everywhere.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +30,14 @@ def require_parameters(rule: Rule, structures: Mapping[str, Structure]) -> None:
 def wrong_parameters(rule: Rule, structures: Mapping[str, Structure]) -> Iterator[tuple[str, str]]:
     """Keys, as ``parameters.separable.order``, and what was expected there."""
     for name, allowed in rule.parameters.items():
-        variants = _variants(structures[name]) if name in structures else []
-        if not variants:
+        if name not in structures:
             continue
+        variants = _variants(structures[name])
         known = [*dict.fromkeys(key for variant in variants for key in variant), RANK]
         for key, values in allowed.items():
             where = f"parameters.{name}.{key}"
+            if not variants and key != RANK:
+                continue
             if key not in known:
                 yield where, f"expected {' or '.join(known)}, found {key}, which {name} does not have{near(key, known)}"
             elif (text := _wrong(values, [] if key == RANK else [v[key] for v in variants if key in v])) is not None:

@@ -1,21 +1,22 @@
 """What the rules allow at every site, and why at some there is nothing."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
 from networks import CalledTwice, NineKinds, Residual, macs_by_hooks, settled
 from torch import nn
 
-from convrewrite.conv import Kind
-from convrewrite.errors import RuleFileError
+from convrewrite.conv import ConvSpec, Kind
+from convrewrite.errors import RuleFileError, UsageError
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.rewriting.surgery import empty_option, replace_site
 from convrewrite.rules.files import builtin_rules, check, load_rule_file
 from convrewrite.rules.options import SearchSpace, search_spaces, shortlist_of, subjects
 from convrewrite.rules.schema import Match, Protect, Require, Rule, RuleFile
-from convrewrite.structures.structure import Structure
+from convrewrite.structures.structure import Setting, Structure
 
 X = torch.zeros(1, 3, 12, 12)
 UNPROTECTED = Protect(stem=False, min_channels=0, min_mac_share=0)
@@ -93,6 +94,47 @@ def test_parameters_that_no_structure_has_are_refused(
         spaces_of(Residual(), structures, wrong)
     (finding,) = check(RuleFile(schema=1, rule=(wrong,)), lambda *_: None, structures)
     assert not finding.passed and message in f"{finding.example}: {finding.text}"
+
+
+class OnlyOfSeven:
+    """A structure that takes none of the geometries at which parameters are judged, with a variant and a rank of one's choice."""
+
+    name, reference = "seven", "a test"
+
+    def __init__(self, variant: Setting, top: float) -> None:
+        self.variant, self.top = variant, top
+
+    def reject(self, spec: ConvSpec) -> str | None:
+        return None if spec.kernel_size == (7, 7) else "it takes 7 x 7 only"
+
+    def variants(self, _spec: ConvSpec) -> tuple[Setting, ...]:
+        return (self.variant,)
+
+    def full_rank(self, _spec: ConvSpec, _variant: Setting) -> float:
+        return self.top
+
+
+@pytest.mark.parametrize(
+    ("variant", "top", "rank", "error", "message"),
+    [
+        ({}, 8, "a", RuleFileError, "rule r: parameters.seven.rank: expected whole numbers of at least 1, found 'a'"),
+        (
+            {"part": 0.5},
+            8,
+            2,
+            UsageError,
+            "structure seven: parameter part: expected a whole number of Python, or text,",
+        ),
+        ({}, 8.0, 2, UsageError, "structure seven: full_rank: expected a whole number, found 8.0, of the type float;"),
+    ],
+)
+def test_what_a_structure_of_ones_own_cannot_have_is_refused(
+    variant: Setting, top: float, rank: int | str, error: type[Exception], message: str
+) -> None:
+    model = settled(nn.Sequential(nn.Conv2d(3, 8, 7), nn.Conv2d(8, 8, 3)))
+    own: Any = OnlyOfSeven(variant, top)
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        spaces_of(model, {"seven": own}, rule("seven", parameters={"seven": {"rank": (rank,)}}))
 
 
 def test_parameters_that_structures_have_are_taken(structures: dict[str, Structure]) -> None:
