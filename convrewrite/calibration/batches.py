@@ -79,22 +79,30 @@ class Calibration:
 
 def read_calibration(
     source: object,
-    example: Inputs,
+    example: Tensor | Inputs,
     *,
     import_object: Callable[[str], object] | None = None,
     names: Sequence[str] = (),
     reading: Reading | None = None,
     **options: Unpack[ReadingOptions],
 ) -> Calibration:
-    """Examples from ``source``, checked against and converted to the shape and dtype of ``example``.
+    """Examples from ``source``, checked against and converted to the shape and dtype of ``example``: a tensor, or one for each
+    of the model's inputs, in the order of ``forward``'s parameters.
 
     ``options`` are the fields of :class:`Reading`, which ``reading`` gives as one value.
     ``source`` is a path (``.npy``, ``.npz``, ``.pt``, a folder of images, ``FILE.py:NAME`` that ``import_object``
     resolves), a tensor or array, a tuple of them (one for each model input), a data set, or an iterable of batches,
     whose first tensors count. A dictionary, or a batch that is one, gives the inputs by ``names``, those of ``forward``'s
     parameters; otherwise its values that are not called like labels, in their order. Raises CalibrationError when the source
-    cannot be read or does not fit the model, or for numbers beyond LARGEST; UsageError for ``options`` beside ``reading``.
+    cannot be read or does not fit the model, or for numbers beyond LARGEST; UsageError for ``options`` beside ``reading``,
+    or an ``example`` of another kind.
     """
+    example = (example,) if isinstance(example, Tensor) else example
+    if not isinstance(example, tuple | list) or not example or not all(isinstance(part, Tensor) for part in example):
+        raise UsageError(
+            "example: expected a tensor, or a tuple of tensors in the order of forward's parameters, found "
+            f"{type(example).__name__}; give the inputs of a dictionary in that order, and their names as names="
+        )
     if reading is not None and options:
         raise UsageError(f"reading: expected alone, found {', '.join(options)} beside it; give one or the other")
     how = reading or Reading(**options)

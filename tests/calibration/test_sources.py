@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from convrewrite.calibration.batches import peek_example, read_calibration
-from convrewrite.errors import CalibrationError
+from convrewrite.errors import CalibrationError, UsageError
 
 COUNT = 70
 EXAMPLE = (torch.zeros(1, 2), torch.zeros(1, 2))
@@ -54,6 +54,13 @@ def test_every_form_gives_the_same_inputs_in_the_order_of_forward(source: object
     for left, right in (*calibration.fit, *calibration.held_out):
         assert torch.equal(right, -left - 1)
         assert bool((left >= 0).all())
+
+
+def test_a_lone_tensor_is_the_example_of_the_only_input_and_a_dictionary_is_refused() -> None:
+    read = read_calibration(LEFT, EXAMPLE[0])
+    assert [tensor.shape[1:] for (tensor,) in (*read.fit, *read.held_out)] == [(2,)] * len((*read.fit, *read.held_out))
+    with pytest.raises(UsageError, match=r"example: expected a tensor, or a tuple .* found dict; .* names="):
+        read_calibration(LEFT, {"left": EXAMPLE[0]})  # type: ignore[arg-type]
 
 
 class Refilled(Dataset[Tensor]):
