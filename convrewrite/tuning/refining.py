@@ -195,8 +195,10 @@ class Refined:
         if not self.steps:
             return ""
         if self.after < self.before:
+            texts = ((f"{self.before:.{digits}g}", f"{self.after:.{digits}g}") for digits in range(3, 18))
+            before, after = next(pair for pair in texts if pair[0] != pair[1])
             return (
-                f"refined in {self.steps} steps: the effect on held-out inputs fell from {self.before:.3g} to {self.after:.3g}; "
+                f"refined in {self.steps} steps: the effect on held-out inputs fell from {before} to {after}; "
                 "the errors of single sites are those before"
             )
         return f"refined in {self.steps} steps without a gain on held-out inputs: left as it was"

@@ -110,6 +110,11 @@ def test_the_effect_on_held_out_inputs_falls(task: Refinement) -> None:
     assert "refined in 120 steps: the effect" in found.note
 
 
+def test_a_small_gain_is_told_in_as_many_digits_as_show_it() -> None:
+    assert "fell from 0.0053 to 0.0041;" in Refined(0.0053, 0.0041, 120).note
+    assert "fell from 0.0005354 to 0.0005351;" in Refined(0.00053541, 0.00053511, 120).note
+
+
 def test_the_same_seed_gives_the_same_bytes(task: Refinement) -> None:
     other = replace(task, rewritten=deepcopy(task.rewritten))
     assert refine(task) == refine(other)
