@@ -11,6 +11,7 @@ WORDS: dict[Literal["size", "class", "vector"], re.Pattern[str]] = {
         r"b?box(es)?|reg|regress\w*|locs?|localization|coords?|coordinates?|offsets?|deltas?|landmarks?|ldmks?|lmks?"
         r"|key?points?|kpts?|points?|depths?|disp|disparit(y|ies)|flow|heat|heatmaps?|hm|pose|quat\w*|angles?|ages?"
         r"|dist|distances?|wh|xy|xyxy|xywh|cent(er|re)s?|images?|img|rgb|recon\w*|sr|normals?"
+        r"|mu|logvars?|vars?|variances?|logstd|std|stddev|sigmas?|logsigmas?"
     ),
     "class": re.compile(
         r"logits?|class|classes|classif\w*|cls|scores?|prob|probs|probabilit\w*|labels?|categor\w*|seg|segm|segmentation"

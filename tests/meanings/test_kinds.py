@@ -207,8 +207,12 @@ def test_names_of_modules(name: str, kind: OutputKind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "kind"), [("logits", "logits"), ("loc", "values"), ("embedding", "embedding"), ("x", "logits")]
-)
+    ("key", "kind"),
+    [
+        ("logits", "logits"), ("loc", "values"), ("embedding", "embedding"), ("x", "logits"),
+        ("mu", "values"), ("logvar", "values"), ("log_var", "values"), ("sigma", "values"),
+    ],
+)  # fmt: skip
 def test_names_of_outputs(key: str, kind: OutputKind) -> None:
     assert told(6, lambda x: {key: x}) == kind
 
