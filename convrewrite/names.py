@@ -99,7 +99,7 @@ def _refusal(source: str, path: str, what: str, name: object) -> str:
     where = f"in {path}" if path else "in the model itself"
     return (
         f"{source}: expected names of letters, digits, _ and - (they are written into source code), found the {what} "
-        f"{_short(repr(name))} {where}; rename it and save the model again"
+        f"{_short(repr(name))} {where}; rename it where the model is built"
     )
 
 
