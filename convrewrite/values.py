@@ -302,3 +302,9 @@ def beside(limit: float, value: float, form: str) -> str:
     sides = (value > limit, value < limit)
     texts = (format(value, each) for each in more)
     return next((text for text in texts if (float(text) > limit, float(text) < limit) == sides), repr(value))
+
+
+def apart(one: float, other: float) -> tuple[str, str]:
+    """Two different numbers in three digits, or in as many more as it takes to tell them apart."""
+    texts = ((f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in range(3, 17))
+    return next((pair for pair in texts if pair[0] != pair[1]), (repr(one), repr(other)))

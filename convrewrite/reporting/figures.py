@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
-from convrewrite.values import beside, counted, shape_text
+from convrewrite.values import apart, beside, counted, shape_text
 from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
@@ -349,7 +349,8 @@ def recovered_sentences(report: Report) -> list[str]:
     if found.unchanged:
         what = f"Nothing was better than what came in, which is returned unchanged: held-out effect {found.before:.3g} {on}."
     else:
-        what = f"Held-out effect {found.before:.3g} before, {found.after:.3g} after, {on}; kept from step {found.kept_step}."
+        before, after = apart(found.before, found.after)
+        what = f"Held-out effect {before} before, {after} after, {on}; kept from step {found.kept_step}."
     how = ", ".join(
         f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in found.settings.items()
     )

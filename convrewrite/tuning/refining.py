@@ -36,6 +36,7 @@ from convrewrite.tuning.losses import ROUNDING, Distillation, Named, mean_square
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import laid_out, numbers_of, put_numbers, rewritten_parameters, training
+from convrewrite.values import apart
 
 WORTH = 5e-4
 """Refinement is worth its time if the effect on held-out inputs, in nats or unexplained variance, is at least this: below it
@@ -195,8 +196,7 @@ class Refined:
         if not self.steps:
             return ""
         if self.after < self.before:
-            texts = ((f"{self.before:.{digits}g}", f"{self.after:.{digits}g}") for digits in range(3, 18))
-            before, after = next(pair for pair in texts if pair[0] != pair[1])
+            before, after = apart(self.before, self.after)
             return (
                 f"refined in {self.steps} steps: the effect on held-out inputs fell from {before} to {after}; "
                 "the errors of single sites are those before"

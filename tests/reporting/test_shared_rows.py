@@ -184,6 +184,10 @@ def test_synthetic_inputs_are_called_so_and_a_recovery_says_why_it_ended() -> No
         "100 steps in 1.5 min on 800 inputs: rate 0.01, precision float32.",
         "Ended early: nothing was gained.",
     ]
+    little = found.model_copy(update={"before": 0.00053541, "after": 0.00053511})
+    assert figures.recovered_sentences(bare(recovered=little))[0].startswith(
+        "Held-out effect 0.0005354 before, 0.0005351 after,"
+    )
     unchanged = found.model_copy(update={"after": 0.5, "kept_step": 0, "ended": None})
     assert [line.partition(":")[0] for line in figures.recovered_sentences(bare(recovered=unchanged))] == [
         "Nothing was better than what came in, which is returned unchanged",
