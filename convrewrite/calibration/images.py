@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+"""What a file of such a name may hold, as Pillow calls it. Pillow goes by the content, and has readers that start other programs:
+for PostScript, which is a program itself, Ghostscript."""
+
 MOST_FILES = 2_000_000
 """Most files in a folder and those below it, images or not; ImageNet has 1.4 million."""
 
@@ -103,7 +107,7 @@ def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, 
     image_type = _pillow()
     try:
         with quiet():  # Pillow warns of what is refused here
-            opened = image_type.open(path)
+            opened = image_type.open(path, formats=_formats(image_type))
         with opened as image:
             _refuse_large(path, "found", image.size)
             _refuse_large(path, f"scaled to cover {cover[0]}x{cover[1]} it would have", _covering(image.size, cover))
@@ -114,6 +118,12 @@ def _read_image(path: Path, mode: str, cover: tuple[int, int], size: tuple[int, 
         raise CalibrationError(
             f"{path}: expected an image, but it cannot be read: {error}; remove or replace it"
         ) from error
+
+
+def _formats(pillow: ModuleType) -> list[str]:
+    """Those of :data:`FORMATS` that the installed Pillow reads."""
+    pillow.init()
+    return [name for name in FORMATS if name in pillow.OPEN]
 
 
 def _of_bytes(image: "Image") -> "Image":

@@ -1,5 +1,6 @@
 """Images are read as what they show, however many bits a pixel is stored in."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from convrewrite.calibration.images import list_images, read_images
+from convrewrite.errors import CalibrationError
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -27,6 +29,19 @@ def test_bytes_stored_in_32_bits_stay_what_they_are(tmp_path: Path) -> None:
     Image.fromarray(grey.astype(np.int32)).save(tmp_path / "32.tiff")
     few, many = read_images([tmp_path / "8.png", tmp_path / "32.tiff"], torch.Size((1, 16, 16)), None)
     assert torch.equal(few, many)
+
+
+def test_a_program_called_an_image_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script, ran = tmp_path / "gs", tmp_path / "ran"
+    script.write_text(f"#!/bin/sh\n: > '{ran}'\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # it is looked for once
+    image = tmp_path / "a.png"
+    image.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 4 4\n%%EndComments\nshowpage\n")
+    with pytest.raises(CalibrationError, match=r"a\.png: expected an image, but it cannot be read"):
+        read_images([image], torch.Size((3, 4, 4)), None)
+    assert not ran.exists()
 
 
 def test_folders_behind_links_are_read_once_though_links_go_round(tmp_path: Path) -> None:
