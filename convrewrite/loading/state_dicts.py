@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from convrewrite.errors import ModelLoadError
 from convrewrite.escaping import summary
 from convrewrite.loading.checkpoints import listed
-from convrewrite.state import fill_listed, listed_state, state_of, versions_of, with_versions
+from convrewrite.state import EXTRA, fill_listed, listed_state, state_of, versions_of, with_versions
 from convrewrite.values import shape_text
 
 _KEYS = (
@@ -42,7 +42,9 @@ def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str,
         return None, ()
     if content and all(isinstance(value, Tensor) for value in content.values()):
         return with_versions(content, versions_of(content)), ()
-    others = [key for key in content if key not in _KEYS]
+    others = [
+        key for key in content if key not in _KEYS and not key.endswith(EXTRA)
+    ]  # such a state may hold tensors alone
     for keys in (_KEYS, others):
         found = {key: find_weights(content.get(key), depth + 1) for key in keys}
         usable = [key for key in keys if found[key][0] is not None]

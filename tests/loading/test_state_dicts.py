@@ -70,6 +70,12 @@ def test_every_step_and_what_was_passed_over_is_told(content: dict[str, Any], no
     assert told == tuple(f"weights found under the key {note}" for note in notes)
 
 
+def test_tensors_in_the_extra_state_of_a_layer_are_not_taken_for_the_weights() -> None:
+    state: dict[str, Any] = STATE | {"0._extra_state": {"scale": torch.ones(4)}}
+    assert find_weights(state) == (state, ())
+    assert find_weights({"state_dict": state})[0] == state
+
+
 @pytest.mark.parametrize("content", [{"student": STATE, "teacher": STATE}, {"epoch": 3}, {3: STATE}, [STATE], 3])
 def test_nothing_is_guessed(content: object) -> None:
     assert find_weights(content) == (None, ())
