@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from convrewrite.errors import ModelLoadError
 from convrewrite.escaping import summary
 from convrewrite.loading.checkpoints import listed
-from convrewrite.state import EXTRA, fill_listed, listed_state, state_of, versions_of, with_versions
+from convrewrite.state import (
+    EXTRA,
+    fill_listed,
+    listed_state,
+    named_parameters_of,
+    state_of,
+    versions_of,
+    with_versions,
+)
 from convrewrite.values import shape_text
 
 _KEYS = (
@@ -82,6 +90,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factor
     expected = listed_state(model)
     state, notes = _without_prefix(state, expected)
     tied = _fill_tied(state, expected)
+    _require_numbers_kept(model, state, expected, source)
+    notes += _types_changed(state, expected)
     try:
         fill_listed(model, state, strict=True)
     except Exception as error:  # values of any type can stand in a checkpoint
@@ -139,6 +149,52 @@ def _fill_tied(state: dict[str, Tensor], expected: Mapping[str, Any]) -> list[st
     partners = {key: stored[place(t)] for key, t in expected.items() if key not in state and place(t) in stored}
     state.update({key: state[partner] for key, partner in partners.items()})
     return sorted(partners)
+
+
+def _require_numbers_kept(
+    model: nn.Module, state: Mapping[str, object], expected: Mapping[str, Any], source: str
+) -> None:
+    """Raise ModelLoadError where torch would convert what is stored, without a word, to numbers that mean something else."""
+    parameters = dict(named_parameters_of(model))
+    lost = [
+        f"{name} ({stored.dtype} stored, {wanted.dtype} expected)"
+        for name, stored, wanted in _pairs(state, expected)
+        if _means_another(stored, wanted, name in parameters)
+    ]
+    if lost:
+        raise ModelLoadError(
+            f"{source}: expected weights whose numbers a conversion keeps, found {len(lost)} of another kind: {listed(lost)}; "
+            "give the floating-point weights as they were trained"
+        )
+
+
+def _pairs(state: Mapping[str, object], expected: Mapping[str, Any]) -> list[tuple[str, Tensor, Tensor]]:
+    """Tensors of the file and those of the network that they are for, by name."""
+    return [
+        (name, value, expected[name])
+        for name, value in state.items()
+        if isinstance(value, Tensor) and isinstance(expected.get(name), Tensor)
+    ]
+
+
+def _means_another(stored: Tensor, wanted: Tensor, is_parameter: bool) -> bool:
+    """Whether these are quantised weights, complex numbers for real ones, or whole numbers that half precision has rounded."""
+    if stored.is_complex():
+        return not wanted.is_complex()
+    if wanted.is_floating_point() or wanted.is_complex():
+        return is_parameter and not stored.is_floating_point()
+    if not stored.is_floating_point() or stored.is_meta or stored.numel() < 2:  # one is a count of batches
+        return False
+    return bool((stored.float().abs() * torch.finfo(stored.dtype).eps >= 2).any())
+
+
+def _types_changed(state: Mapping[str, object], expected: Mapping[str, Any]) -> list[str]:
+    changed = {
+        (stored.dtype, wanted.dtype): None
+        for _, stored, wanted in _pairs(state, expected)
+        if stored.is_floating_point() and wanted.is_floating_point() and stored.dtype != wanted.dtype
+    }
+    return [f"weights stored in {stored} were taken in {wanted}, as the factory has them" for stored, wanted in changed]
 
 
 def _mismatch(state: Mapping[str, object], expected: Mapping[str, object]) -> str:

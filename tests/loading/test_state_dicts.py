@@ -1,6 +1,7 @@
 """Where checkpoints of trainers have their weights, and what stands before the names."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -113,6 +114,31 @@ def test_a_part_of_the_network_is_not_enough() -> None:
         filled(state)
     with pytest.raises(ModelLoadError, match=r"7 missing: .*; 1 unexpected: other\.weight"):
         filled({"other.weight": torch.ones(1)})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
+def test_numbers_that_a_conversion_would_change_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises(ModelLoadError, match=rf"0\.weight \({dtype} stored, torch\.float32 expected\)"):
+        filled(STATE | {"0.weight": STATE["0.weight"].to(dtype)})
+
+
+def test_indices_that_half_precision_has_rounded_are_refused() -> None:
+    for count, refusal in (
+        (2048, nullcontext()),
+        (2049, pytest.raises(ModelLoadError, match=r"indices \(torch\.float16 stored")),
+    ):
+        model = nn.Conv2d(3, 4, 3)
+        model.register_buffer("indices", torch.arange(count))
+        with refusal:
+            load_weights(
+                model, {name: value.half() for name, value in model.state_dict().items()}, "m.pt", "net.py:make"
+            )
+
+
+def test_other_types_of_real_numbers_are_taken_and_told() -> None:
+    model, notes = filled({name: value.double() for name, value in STATE.items()})
+    assert torch.equal(model.state_dict()["0.weight"], STATE["0.weight"])
+    assert notes == ("weights stored in torch.float64 were taken in torch.float32, as the factory has them",)
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
