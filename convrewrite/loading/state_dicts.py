@@ -91,6 +91,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factor
     state, notes = _without_prefix(state, expected)
     tied = _fill_tied(state, expected)
     _require_numbers_kept(model, state, expected, source)
+    _require_ties_kept(state, expected, source, factory)
     notes += _types_changed(state, expected)
     try:
         fill_listed(model, state, strict=True)
@@ -138,17 +139,33 @@ def _prefix(stored: Sequence[str], expected: Sequence[str]) -> str:
 
 def _fill_tied(state: dict[str, Tensor], expected: Mapping[str, Any]) -> list[str]:
     """Give names missing from the file the value of the stored name that is the same tensor in the network."""
-
-    def place(tensor: Any) -> object:
-        if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.numel() == 0:
-            return None
-        return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-
-    stored = {place(expected[key]): key for key in state if key in expected}
+    stored = {_place(expected[key]): key for key in state if key in expected}
     stored.pop(None, None)
-    partners = {key: stored[place(t)] for key, t in expected.items() if key not in state and place(t) in stored}
+    partners = {key: stored[_place(t)] for key, t in expected.items() if key not in state and _place(t) in stored}
     state.update({key: state[partner] for key, partner in partners.items()})
     return sorted(partners)
+
+
+def _place(tensor: Any) -> object:
+    """Equal for names of one tensor of a network; None for what has no memory."""
+    if not isinstance(tensor, Tensor) or tensor.is_meta or tensor.numel() == 0:
+        return None
+    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def _require_ties_kept(state: Mapping[str, object], expected: Mapping[str, Any], source: str, factory: str) -> None:
+    """Raise ModelLoadError where the file has other numbers for a second name of one tensor: only the last would be kept."""
+    first: dict[object, tuple[str, Tensor]] = {}
+    for name, stored, wanted in _pairs(state, expected):
+        place = _place(wanted)
+        if place is None or stored.is_meta or stored.shape != wanted.shape:
+            continue
+        partner, value = first.setdefault(place, (name, stored))
+        if value is not stored and not torch.equal(value.to(wanted.dtype), stored.to(wanted.dtype)):
+            raise ModelLoadError(
+                f"{source}: expected the weights of {factory}, in which {partner} and {name} are one tensor, found other numbers "
+                "for each; pass the factory these weights were trained with"
+            )
 
 
 def _require_numbers_kept(

@@ -135,6 +135,16 @@ def test_indices_that_half_precision_has_rounded_are_refused() -> None:
             )
 
 
+def test_other_numbers_for_each_name_of_one_tensor_are_refused() -> None:
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    apart = model.state_dict()
+    alike = apart | {"1.weight": apart["0.weight"].clone()}
+    model[1].weight = model[0].weight
+    load_weights(model, alike, "m.pt", "net.py:make")
+    with pytest.raises(ModelLoadError, match=r"in which 0\.weight and 1\.weight are one tensor, found other numbers"):
+        load_weights(model, apart, "m.pt", "net.py:make")
+
+
 def test_other_types_of_real_numbers_are_taken_and_told() -> None:
     model, notes = filled({name: value.double() for name, value in STATE.items()})
     assert torch.equal(model.state_dict()["0.weight"], STATE["0.weight"])
