@@ -121,6 +121,11 @@ def _unused(factory: str | None) -> tuple[str, ...]:
 
 
 def _reject_by_name(path: Path) -> None:
+    if path.is_dir() and (path / ".metadata").is_file():
+        raise ModelLoadError(
+            f"{path}: expected a model file, found a folder of torch.distributed.checkpoint; make it one file with "
+            "torch.distributed.checkpoint.format_utils.dcp_to_torch_save(FOLDER, FILE)"
+        )
     if path.is_dir():
         raise ModelLoadError(f"{path}: expected a model file, found a directory; name the file inside it")
     if not path.is_file() or not os.access(path, os.R_OK):
@@ -136,9 +141,12 @@ def _reject_by_name(path: Path) -> None:
     part = _PART.search(path.name)
     if part is not None and part["count"] != "00001":
         found = "an index" if part["count"] is None else "a part"
+        read, write = ("torch.load", "torch.save")
+        if ".safetensors" in path.name:
+            read, write = ("safetensors.torch.load_file", "save_file")
         raise ModelLoadError(
-            f"{path}: expected all weights in one file, found {found} of several; put them into one, with "
-            "safetensors.torch.load_file of each part and save_file of all together"
+            f"{path}: expected all weights in one file, found {found} of several; put them into one, with {read} of each part "
+            f"and {write} of all together"
         )
 
 

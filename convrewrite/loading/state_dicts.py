@@ -222,7 +222,13 @@ def _mismatch(state: Mapping[str, object], expected: Mapping[str, object]) -> st
         for key in expected
         if key in state and _shape(state[key]) != _shape(expected[key])
     ]
-    found = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
+    empty = [key for key in expected if isinstance(value := state.get(key), Tensor) and value.is_meta]
+    found = (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("of another shape", shapes),
+        ("on the meta device, without values", empty),
+    )
     return "; ".join(f"{len(keys)} {what}: {listed(keys)}" for what, keys in found if keys)
 
 

@@ -44,6 +44,9 @@ ZIP_MAGIC = b"PK\x03\x04"
 LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """The first bytes of files that ``torch.save`` wrote before PyTorch 1.6."""
 
+USUAL_PROTOCOL = 2
+"""The protocol of pickles whose steps are known here, which torch.save writes."""
+
 _PICKLES_OF_LEGACY = 5
 """How many pickles such a file has: magic number, protocol, system, content, keys of the storages that follow."""
 
@@ -181,6 +184,15 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         if value is None:
             raise ForbiddenNameError(f"it asks for {full}")
         return value
+
+    def open_protocol(self) -> None:
+        """PROTO."""
+        version = self.read(1)
+        if version > bytes([USUAL_PROTOCOL]):
+            raise ExcessiveError(
+                f"its pickle is of protocol {version[0]}, where torch.save writes {USUAL_PROTOCOL} unless it is told another; "
+                "save it again without pickle_protocol"
+            )
 
     def refer(self) -> None:
         """BINPERSID: a storage, or in the old format a class with its source, which is ignored."""
@@ -324,6 +336,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         getattr(pickle, name)[0]: pickle._Unpickler.dispatch[getattr(pickle, name)[0]] for name in _OPCODES.split()
     }
     dispatch |= {
+        pickle.PROTO[0]: open_protocol,
         pickle.BINPERSID[0]: refer,
         pickle.REDUCE[0]: call,
         pickle.NEWOBJ[0]: create,

@@ -342,6 +342,7 @@ def test_a_zip_whose_tensors_are_gone(tmp_path: Path) -> None:
         ("m.safetensors", b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", r"Git LFS .*\(git lfs pull\)"),
         ("m.safetensors.index.json", b"{}", "expected all weights in one file, found an index of several"),
         ("m-00001-of-00002.safetensors", b"x", "expected all weights in one file, found a part of several"),
+        ("m-00001-of-00002.bin", b"x", r"with torch\.load of each part and torch\.save of all together"),
         ("m-00001-of-00001.safetensors", b"x", "damaged or truncated"),
         ("m.pt", b"no model at all", "begins with b'no model"),
         ("m.safetensors", b"no model at all", "damaged or truncated"),
@@ -357,7 +358,14 @@ def test_files_of_another_kind(tmp_path: Path, name: str, content: bytes, messag
 
 def test_a_directory_a_missing_file_and_a_foreign_zip(tmp_path: Path) -> None:
     np.savez(tmp_path / "m.npz", a=np.zeros(2))
-    for source, message in ((".", "found a directory"), ("nothing.pt", "no such file"), ("m.npz", "without data.pkl")):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / ".metadata").write_bytes(b"x")
+    for source, message in (
+        (".", "found a directory"),
+        ("parts", "dcp_to_torch_save"),
+        ("nothing.pt", "no such file"),
+        ("m.npz", "without data.pkl"),
+    ):
         with pytest.raises(ModelLoadError, match=message):
             load_model(source)
 

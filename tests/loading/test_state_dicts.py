@@ -114,6 +114,8 @@ def test_a_part_of_the_network_is_not_enough() -> None:
         filled(state)
     with pytest.raises(ModelLoadError, match=r"7 missing: .*; 1 unexpected: other\.weight"):
         filled({"other.weight": torch.ones(1)})
+    with pytest.raises(ModelLoadError, match=r"found 1 on the meta device, without values: 0\.weight"):
+        filled(STATE | {"0.weight": STATE["0.weight"].to("meta")})
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64])
