@@ -33,6 +33,9 @@ _MAKING: dict[object, int] = {
 }
 """Operators that make a tensor of a given shape -> the position of that argument."""
 
+_UNCHECKED = (_aten.lstm.input,)
+"""Operators that torch runs on a state of another batch size than the input's, and then writes beyond its memory."""
+
 BATCHES = 3
 """Number of batches of the old size that the opened program gets at once when it is tried."""
 
@@ -54,6 +57,8 @@ def open_batch(program: fx.GraphModule, inputs: Inputs, batch: int) -> tuple[fx.
 
     ``inputs`` are of the shapes it was exported with.
     """
+    if any(node.target in _UNCHECKED for node in program.graph.nodes):
+        return None, "has an LSTM, whose first state is of that size"
     opened = copy.deepcopy(program)
     _replace_sizes(opened.graph, batch)
     opened.recompile()

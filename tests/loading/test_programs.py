@@ -236,6 +236,17 @@ def test_a_fixed_batch_is_opened_where_examples_do_not_mix(make: type[nn.Module]
         )
 
 
+def test_the_state_of_an_lstm_is_not_tried_with_another_batch() -> None:
+    """Torch would write beyond its memory, and end the process."""
+    model = Calls(
+        lambda m, x: m.lstm(m.conv(x).flatten(2).transpose(1, 2))[0],
+        conv=nn.Conv2d(3, 4, 3),
+        lstm=nn.LSTM(4, 4, batch_first=True),
+    )
+    with pytest.raises(ModelLoadError, match=r"exported for 4, which has an LSTM, .*dynamic_shapes"):
+        rebuild(export(model.eval(), X, dynamic=False), "m.pt2")
+
+
 def test_a_shape_that_hides_the_batch_is_not_opened() -> None:
     model = Calls(lambda m, x: m.conv(x).view(x.shape[0] * 2, 2, 10, 10), conv=nn.Conv2d(3, 4, 3)).eval()
     with pytest.raises(
