@@ -220,6 +220,7 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
         training.tell = _teller(extras, asked)
         training.keep = None if augment == UNTOLD else _keeper(extras, processes)
         distilled = _trained(run, training, keeps_outputs(task, asked.memory))
+        run.asked = replace(asked, batch=task.examples.batch)  # what it was, with few inputs or several processes
     place = place_of_model(run.network.model)
     for model in (run.original, run.rewritten):
         model.to(device=place).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
@@ -361,9 +362,11 @@ def _report(run: Recovering, distilled: Distilled, given: TrainingInputs, measur
     )
 
 
-def _recipe(asked: Recovery, extras: RecoveryExtras) -> dict[str, float | str]:
+def _recipe(asked: Recovery, extras: RecoveryExtras) -> dict[str, int | float | str]:
     """The recipe in the form that the report shows."""
-    recipe: dict[str, float | str] = {"epochs": asked.epochs} if asked.epochs is not None else {"minutes": asked.time}
+    recipe: dict[str, int | float | str] = (
+        {"epochs": asked.epochs} if asked.epochs is not None else {"minutes": asked.time}
+    )
     recipe |= {"rate": asked.rate, "batch": asked.batch, "temperature": asked.temperature, "features": asked.features}
     recipe |= {"trained": "all parameters" if asked.everything else "rewritten sites", "seed": asked.seed}
     if extras.augment is not None:

@@ -352,7 +352,7 @@ def recovered_sentences(report: Report) -> list[str]:
         before, after = apart(found.before, found.after)
         what = f"Held-out effect {before} before, {after} after, {on}; kept from step {found.kept_step}."
     how = ", ".join(
-        f"{name} {value if isinstance(value, str) else format(value, 'g')}" for name, value in found.settings.items()
+        f"{name} {format(value, 'g') if isinstance(value, float) else value}" for name, value in found.settings.items()
     )
     run = f"{counted(found.steps, 'step')} in {found.minutes:.1f} min on {counted(found.trained_on, 'input')}: {how}."
     return [what, run, *([f"Ended early: {found.ended}."] if found.ended else [])]

@@ -213,7 +213,7 @@ class RecoveredSummary(TextRecord):
     minutes: Annotated[float, Field(ge=0)]
     trained_on: Positive
     held_out: Positive
-    settings: dict[str, float | str] = Field(default_factory=dict)
+    settings: dict[str, int | float | str] = Field(default_factory=dict)
     curve: tuple[tuple[Count, float], ...] = ()
     ended: str | None = None
 

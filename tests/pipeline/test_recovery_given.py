@@ -16,6 +16,7 @@ from convrewrite.calibration import Calibration, Reading
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.pipeline.identity import NOT_TOLD, identity_of
 from convrewrite.pipeline.networks import example_for
+from convrewrite.reporting import render_text
 from convrewrite.rules import Rule
 from convrewrite.settings import Recovery
 from convrewrite.tuning import Checkpoint, TrainingInputs
@@ -56,6 +57,12 @@ def came(images: Tensor, flat: bool = True) -> tuple[Net, convrewrite.Result]:
 def recovered(came: tuple[Net, convrewrite.Result], images: Tensor, **asked: object) -> convrewrite.Result:
     settings = {"measure": False, "epochs": 2, "batch": 8, "rate": 0.02, "features": 0.0} | asked
     return convrewrite.recover(came[1], came[0], images, images[:1], **settings)  # type: ignore[arg-type]
+
+
+def test_the_recipe_in_a_report_is_the_one_that_was_followed(images: Tensor) -> None:
+    report = recovered(came(images), images, batch=500, seed=12_345_678).report
+    assert report.recovered is not None and report.recovered.settings["batch"] == report.recovered.trained_on == 32
+    assert "batch 32" in render_text(report) and "seed 12345678" in render_text(report).replace("\n  ", " ")
 
 
 def test_labels_are_classes_of_the_model(images: Tensor) -> None:
