@@ -22,6 +22,9 @@ NOT_TRIED = "as was asked, the ONNX file was neither timed nor compared: outputs
 NOT_TIMED = "; the result was not timed here"
 """The end of the note on a result that was chosen by times from another machine."""
 
+SITES_AS_FITTED = "; the errors of single sites are those before"
+"""The end of the note on a refinement, while the report has these errors."""
+
 
 def notes_on(
     work: Work,

@@ -23,7 +23,7 @@ from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.identity import UNTOLD, augmentation_of, identity_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
 from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, example_for, network_of
-from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED, NOT_TRIED, unmeasured
+from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED, NOT_TRIED, SITES_AS_FITTED, unmeasured
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
 from convrewrite.planning import Fingerprint, Plan
@@ -347,9 +347,7 @@ def _report(run: Recovering, distilled: Distilled, given: TrainingInputs, measur
         ended=distilled.ended,
     )
     data = Calibration((given.train,), (given.held_out,), "data", "the inputs of the recovery")
-    notes = tuple(note.removesuffix(NOT_TIMED) if asked.measure else note for note in came.report.notes)
-    still = tuple(note for note in notes if note not in (NOT_MEASURED, NOT_TRIED))
-    earlier = came.report.model_copy(update={"notes": still})
+    earlier = came.report.model_copy(update={"notes": _still_true(came.report.notes, asked.measure, summary.unchanged)})
     return recovered_report(
         earlier,
         plan=came.plan,
@@ -360,6 +358,14 @@ def _report(run: Recovering, distilled: Distilled, given: TrainingInputs, measur
         notes=[*run.notes, *([] if asked.measure else [unmeasured(run.network.model)])],
         seconds=run.watch.seconds,
     )
+
+
+def _still_true(notes: Sequence[str], measured: bool, unchanged: bool) -> tuple[str, ...]:
+    """The notes on what came in, without what a recovery that ``measured`` it anew, or changed it, made untrue."""
+    timed = (
+        note.removesuffix(NOT_TIMED) if measured else note for note in notes if note not in (NOT_MEASURED, NOT_TRIED)
+    )
+    return tuple(note if unchanged else note.removesuffix(SITES_AS_FITTED) for note in timed)
 
 
 def _recipe(asked: Recovery, extras: RecoveryExtras) -> dict[str, int | float | str]:

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+from convrewrite.pipeline.notes import SITES_AS_FITTED
 from convrewrite.rewriting import Rewritten, Work
 from convrewrite.state import named_parameters_of
 from convrewrite.stored import RunCache, tensors_digest
@@ -40,7 +41,7 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
     with work.watch.timed("refine"):
         found = _refined(task, work)
     LOG.info("%s", found.note or "nothing to refine")
-    return [found.note] if found.note else []
+    return [f"{found.note}{SITES_AS_FITTED if found.after < found.before else ''}"] if found.note else []
 
 
 class _Kept(BaseModel):

@@ -197,10 +197,7 @@ class Refined:
             return ""
         if self.after < self.before:
             before, after = apart(self.before, self.after)
-            return (
-                f"refined in {self.steps} steps: the effect on held-out inputs fell from {before} to {after}; "
-                "the errors of single sites are those before"
-            )
+            return f"refined in {self.steps} steps: the effect on held-out inputs fell from {before} to {after}"
         return f"refined in {self.steps} steps without a gain on held-out inputs: left as it was"
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import convrewrite
 from convrewrite.errors import CalibrationError, PlanError, UsageError
-from convrewrite.pipeline import recovery
+from convrewrite.pipeline import notes, recovery
 from convrewrite.reporting import Report, render_html, render_markdown, render_text
 from convrewrite.rules import Rule
 from convrewrite.settings import Recovery
@@ -238,6 +238,17 @@ def test_a_recovered_result_is_timed_where_it_was_and_tells_what_was_asked(
         "epochs": 1, "rate": 0.02, "batch": 16, "temperature": Recovery().temperature, "features": 0.0,
         "trained": "rewritten sites", "seed": 0,
     }  # fmt: skip
+
+
+def test_errors_of_sites_are_told_of_as_long_as_they_are_there(
+    came: tuple[Net, convrewrite.Result], images: Tensor
+) -> None:
+    model, result = came
+    refined = "refined in 9 steps: the effect on held-out inputs fell from 0.2 to 0.1"
+    told = (refined + notes.SITES_AS_FITTED,)
+    refined_result = replace(result, report=result.report.model_copy(update={"notes": told}))
+    assert recovered((model, refined_result), images, rate=1e3).report.notes[0] == told[0]
+    assert recovered((model, refined_result), images, epochs=1).report.notes[0] == refined
 
 
 def test_the_curve_is_in_every_form_of_the_report(came: tuple[Net, convrewrite.Result], images: Tensor) -> None:
