@@ -179,7 +179,7 @@ class Training:
                 before, progress = progress, self.pace.progress(self.step, self.seconds)
                 looks = int(progress * LOOKS + 1e-9) > int(before * LOOKS + 1e-9)
                 if (looks or self.step % LOOKED_AT == 0) and bool(bad):
-                    return f"the loss was no number any more within {self.step} steps; {self._to_numbers()} would help"
+                    return f"the loss was no number any more within {self.step} steps; {self._to_numbers(wanted)} would help"
                 if looks and (reason := self._look(stepper, progress)) is not None:
                     return reason
         return None
@@ -275,11 +275,23 @@ class Training:
         since = len(self.curve) - 1 - self.curve.index(min(self.curve, key=lambda point: point.effect))
         return f"nothing was gained in {since} looks at the held-out inputs in a row" if since >= PATIENCE else None
 
-    def _to_numbers(self) -> str:
-        """What would make the loss finite again."""
-        return "a smaller rate" + (
-            ", or an augmentation that gives finite numbers," if self.task.examples.augment else ""
+    def _to_numbers(self, wanted: Named) -> str:
+        """What would make the loss finite: the rate is not to blame where the original gives no numbers in the last steps."""
+        steps = range(max(0, self.step - LOOKED_AT), self.step)
+        if all(self._finite(step, part, wanted) for step in steps for part in range(self.processes.count)):
+            return "a smaller rate"
+        inputs = "inputs for which the original gives numbers"
+        return (
+            inputs if self.task.examples.augment is None else f"an augmentation that gives finite numbers, or {inputs},"
         )
+
+    def _finite(self, step: int, part: int, wanted: Named) -> bool:
+        """Whether the original is a finite distance from itself on what a process saw in a step."""
+        examples, count = self.task.examples, self.processes.count
+        given = examples.drawn(step, examples.rows(step, part, count), part, count)
+        with torch.no_grad():
+            outputs = results_of(self.task.original, given)
+            return bool(self.task.loss(outputs, outputs, wanted, wanted).isfinite())
 
     def _effect(self) -> float:
         """The main process's effect, so that all processes keep the same numbers; infinite where it is not a number."""

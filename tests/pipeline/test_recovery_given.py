@@ -96,6 +96,18 @@ def test_an_augmentation_that_gives_no_numbers_is_named_as_the_cause(images: Ten
     assert told.ended is not None and "an augmentation that gives finite numbers" in told.ended
 
 
+def test_inputs_for_which_the_original_gives_no_numbers_are_named_as_the_cause(images: Tensor) -> None:
+    class Careful(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x.amax((1, 2, 3))[:, None] > most, torch.nan, super().forward(x))
+
+    most, model = images.max() - 1e-6, Careful().eval()
+    given = model, convrewrite.optimize(model, images[:1], [HALF], "weights", measure=False)
+    for rate, cause in ((0.02, "inputs for which the original gives numbers"), (1e30, "a smaller rate")):
+        told = recovered(given, images if rate < 1 else images.clamp(max=most), rate=rate).report.recovered
+        assert told is not None and told.ended is not None and told.ended.endswith(f"; {cause} would help")
+
+
 def test_a_checkpoint_is_not_gone_on_with_under_another_measure_or_augmentation(images: Tensor, tmp_path: Path) -> None:
     given, notes = came(images), []
 
