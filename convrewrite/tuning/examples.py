@@ -17,8 +17,8 @@ from convrewrite.modules import named_outputs
 from convrewrite.process import same_random_numbers
 
 Augment = Callable[[Tensor], Tensor] | Callable[[Inputs], Inputs]
-"""A function that may change anything in a batch of inputs except shapes and dtypes. It takes a tensor where a model has one
-input, otherwise a tuple. Its random numbers come from torch, numpy or Python, which are seeded before every call."""
+"""A function that may change anything in a batch of inputs except shapes, dtypes and devices. It takes a tensor where a model has
+one input, otherwise a tuple. Its random numbers come from torch, numpy or Python, which are seeded before every call."""
 
 APART = 1_000_003
 """The seeds of two successive epochs differ by this prime, so that runs of neighbouring seeds draw different orders."""
@@ -68,8 +68,8 @@ class Examples:
 
     def drawn(self, step: int, rows: Tensor, part: int = 0, parts: int = 1) -> Inputs:
         """The inputs of these rows. An augmentation is applied to those of all processes together, so that the same random
-        numbers are drawn however many processes there are. Raises UsageError for one that fails or returns other shapes or
-        dtypes."""
+        numbers are drawn however many processes there are. Raises UsageError for one that fails or returns other shapes,
+        dtypes, layouts or devices."""
         if self.augment is None:
             return tuple(_chosen(tensor, rows) for tensor in self.inputs)
         every = torch.cat([self.rows(step, index, parts) for index in range(parts)])
@@ -133,11 +133,15 @@ def _augmented(augment: Augment, whole: Inputs) -> Inputs:
     except Exception as error:  # the caller's own code may raise anything
         raise UsageError(f"augmentation: calling it raised {type(error).__name__}: {message_of(error)}") from error
     changed = tuple(made) if isinstance(made, tuple | list) else (made,)
-    wanted = ", ".join(f"{tensor.dtype} {tuple(tensor.shape)}" for tensor in whole)
-    found = ", ".join(
-        f"{tensor.dtype} {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        for tensor in changed
-    )
+    wanted, found = (", ".join(map(_described, batch)) for batch in (whole, changed))
     if wanted != found:
         raise UsageError(f"augmentation: expected it to give what it takes, {wanted}, found {found}")
     return changed
+
+
+def _described(value: object) -> str:
+    """What has to stay the same of a tensor; of anything else its type."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    layout = "" if value.layout == torch.strided else f"{value.layout} "
+    return f"{layout}{value.dtype} {tuple(value.shape)} on {value.device}"

@@ -90,6 +90,15 @@ def test_an_augmentation_that_gives_no_batch_is_told_of(made: object, images: Te
         recovered(came(images), images, augment=lambda _batch: made)
 
 
+@pytest.mark.parametrize(
+    ("augment", "found"),
+    [(Tensor.to_sparse, "torch.sparse_coo torch.float32 .* on cpu"), (lambda x: x.to("meta"), ".* on meta")],
+)
+def test_an_augmentation_that_gives_a_batch_elsewhere_is_told_of(augment: object, found: str, images: Tensor) -> None:
+    with pytest.raises(UsageError, match=f"expected it to give what it takes, torch.float32 .* on cpu, found {found}"):
+        recovered(came(images), images, augment=augment)
+
+
 def test_an_augmentation_that_gives_no_numbers_is_named_as_the_cause(images: Tensor) -> None:
     told = recovered(came(images), images, augment=lambda batch: batch * float("nan")).report.recovered
     assert told is not None and told.unchanged
