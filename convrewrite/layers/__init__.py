@@ -10,6 +10,7 @@ from convrewrite.layers.branches import SumOfBranches
 from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.layers.dynamic import stack as stack
 from convrewrite.layers.dynamic_chain import DynamicChain as DynamicChain
+from convrewrite.layers.dynamic_chain import attention_parameters as attention_parameters
 from convrewrite.layers.grouped import GroupedConv2d
 from convrewrite.layers.separable import SeparableConv2d
 from convrewrite.layers.single import DepthwiseConv2d, DilatedConv2d, PointwiseConv2d, StandardConv2d

@@ -24,6 +24,7 @@ from convrewrite.layers.dynamic import (
     unstack,
 )
 from convrewrite.layers.geometry import reversed_margins
+from convrewrite.state import parameters_of
 
 # For torch.fx a wrapped function is one node only under the names of files that wrap it themselves.
 torch.fx.wrap("as_batch")
@@ -41,6 +42,11 @@ class ConcatenatedBranches(nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         """The channels of the first group of all branches, then those of the second, and so on."""
         return torch.cat([branch(x).unflatten(1, (self.groups, -1)) for branch in self], 2).flatten(1, 2)
+
+
+def attention_parameters(module: nn.Module) -> list[nn.Parameter]:
+    """The parameters of the attention of a dynamic convolution, or of what replaces one; none for any other module."""
+    return list(parameters_of(module.attention)) if isinstance(module, DynamicConv2d | DynamicChain) else []
 
 
 class DynamicChain(nn.Module):

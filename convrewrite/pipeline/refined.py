@@ -9,9 +9,8 @@ from torch import Tensor
 
 from convrewrite.pipeline.notes import SITES_AS_FITTED
 from convrewrite.rewriting import Rewritten, Work
-from convrewrite.state import named_parameters_of
 from convrewrite.stored import RunCache, tensors_digest
-from convrewrite.tuning import Refined, Refinement, refine
+from convrewrite.tuning import Refined, Refinement, refine, rewritten_parameters
 
 LOG = logging.getLogger(__name__)
 
@@ -93,12 +92,8 @@ def _unlike(found: Tensor, own: Tensor) -> bool:
 
 
 def _numbers(task: Refinement) -> dict[str, Tensor]:
-    """The parameters at the rewritten sites, under the model's own names; not copied."""
-    return {
-        name: parameter.detach()
-        for name, parameter in named_parameters_of(task.rewritten)
-        if any(name.startswith(f"{site}.") for site in task.sites)
-    }
+    """What is refined, under the model's own names; not copied."""
+    return {name: p.detach() for name, p in rewritten_parameters(task.rewritten, list(task.sites)).items()}
 
 
 def _put(own: dict[str, Tensor], numbers: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,7 @@ puts that in its place, and settles what is handed back.
 Replacing through the parent needs no graph and keeps the user's own class, its other names and its state-dict keys.
 """
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from convrewrite.conv import Conv, ConvSpec, canonical_kernel, module_weight, sh
 from convrewrite.errors import TraceError
 from convrewrite.graph import Lifted, Site, apply_lifts, lift_notes, needed_lifts
 from convrewrite.inputs import Inputs
-from convrewrite.layers import DynamicChain, DynamicConv2d, SumOfBranches, stack
+from convrewrite.layers import DynamicChain, DynamicConv2d, SumOfBranches, attention_parameters, stack
 from convrewrite.modules import calls_counted, copy_model, preserved, replace_modules, run, tally
 from convrewrite.places import in_float64
 from convrewrite.state import parameters_of
@@ -97,6 +97,8 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
     """Put ``module`` in the site's place, wherever the model holds it; a folded BatchNorm becomes an identity."""
     original = model.get_submodule(site.name)
     module = in_place_of(original, module)
+    if isinstance(module, DynamicChain) and isinstance(original, DynamicConv2d):
+        module.attention = original.attention  # itself: other parts of the model may hold it, too
     module.train(original.training)
     show_geometry(original, module)
     _freeze_alike(original, module)
@@ -109,11 +111,18 @@ def replace_site(model: nn.Module, site: Site, module: nn.Module) -> None:
 
 def _freeze_alike(original: nn.Module, module: nn.Module) -> None:
     """Let the kernels of ``module`` train if the kernel of ``original`` does, and its biases if the original's bias does; if
-    there is none, they follow the kernel."""
-    kernels = [p for p in parameters_of(original) if p.dim() > 1]
-    biases = [p for p in parameters_of(original) if p.dim() <= 1] or kernels
-    for parameter in parameters_of(module):
-        parameter.requires_grad_(any(p.requires_grad for p in (kernels if parameter.dim() > 1 else biases)))
+    there is none, they follow the kernel. An attention stays as it is."""
+    attention = {id(p) for one in (original, module) for p in attention_parameters(one)}
+    kernels, biases = _kernels_and_biases(original, attention)
+    for own, alike in zip(_kernels_and_biases(module, attention), (kernels, biases or kernels), strict=True):
+        for parameter in own:
+            parameter.requires_grad_(any(p.requires_grad for p in alike))
+
+
+def _kernels_and_biases(module: nn.Module, left_out: Container[int]) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """By their axes: the biases of a dynamic convolution have one for its kernels, too."""
+    own = [p for p in parameters_of(module) if id(p) not in left_out]
+    return [p for p in own if p.dim() > 2], [p for p in own if p.dim() <= 2]
 
 
 def settle(original: nn.Module, lifted: Lifted, rewritten: nn.Module, sites: Sequence[Site]) -> Lifted:

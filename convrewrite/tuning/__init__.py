@@ -9,6 +9,7 @@ from convrewrite.tuning.processes import Processes, accelerated, joins_others
 from convrewrite.tuning.refining import Refined, Refinement, refine
 from convrewrite.tuning.resuming import resumed
 from convrewrite.tuning.tasks import TrainingInputs, keeps_outputs, task_of
+from convrewrite.tuning.trainable import rewritten_parameters
 
 __all__ = [
     "Augment",
@@ -28,5 +29,6 @@ __all__ = [
     "refine",
     "require_place",
     "resumed",
+    "rewritten_parameters",
     "task_of",
 ]

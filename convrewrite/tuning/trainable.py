@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.errors import UsageError
+from convrewrite.layers import attention_parameters
 from convrewrite.modules import eval_mode
 from convrewrite.state import named_parameters_of, parameters_of
 
@@ -15,7 +16,8 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def rewritten_parameters(model: nn.Module, sites: Sequence[str]) -> dict[str, nn.Parameter]:
-    """The stage kernels and biases of the modules at ``sites``, under the model's own names, in the model's order.
+    """The stage kernels and biases of the modules at ``sites``, under the model's own names, in the model's order. The attention
+    of a dynamic convolution is not among them: it is the original's.
 
     Raises UsageError for a site that the model does not have.
     """
@@ -24,6 +26,7 @@ def rewritten_parameters(model: nn.Module, sites: Sequence[str]) -> dict[str, nn
     if missing:
         raise UsageError(f"{missing[0]}: expected a rewritten site of the model, found no module of this name")
     wanted = {id(parameter) for name in sites for parameter in parameters_of(modules[name])}
+    wanted -= {id(parameter) for name in sites for parameter in attention_parameters(modules[name])}
     return {name: parameter for name, parameter in _numbers(model) if id(parameter) in wanted}
 
 

@@ -12,11 +12,13 @@ from convrewrite.errors import TraceError
 from convrewrite.graph.sites import Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.layers.branches import SumOfBranches
+from convrewrite.layers.dynamic import DynamicConv2d
 from convrewrite.modules.copying import copy_model
 from convrewrite.rewriting.surgery import build_conv, build_option, empty_option, folded_kernel, replace_site
 from convrewrite.structures.algebra import initial_kernels
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.lowering import make_option
+from convrewrite.tuning.trainable import rewritten_parameters
 
 named_specs = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 
@@ -155,6 +157,32 @@ def test_what_was_trainable_is_trainable_and_what_was_frozen_is_frozen() -> None
     assert not any(p.requires_grad for p in found[3].parameters())
     found(example(torch.float32)).sum().backward()
     assert all(p.grad is not None for p in found[0].parameters())
+
+
+class OneAttention(nn.Module):
+    """Two dynamic convolutions with one attention, which is frozen, as their biases are, and held under a third name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = DynamicConv2d(3, 3), DynamicConv2d(3, 3)
+        self.attention = self.second.attention = self.first.attention
+        for part in (self.attention, self.first.bias, self.second.bias):
+            part.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.second(self.first(x))
+        return out
+
+
+def test_the_attention_of_dynamic_convolutions_stays_one_and_is_trained_by_nothing_here() -> None:
+    found = rewritten(settled(OneAttention()))
+    assert found.first.attention is found.second.attention is found.attention
+    trained = {name for name, p in found.named_parameters() if p.requires_grad}
+    assert trained == {f"{name}.{part}" for name in ("first", "second") for part in ("features.0.weight", "weight")}
+    refined = {"features.0.weight", "weight", "bias"}
+    assert rewritten_parameters(found, ["first", "second"]).keys() == {
+        f"{n}.{p}" for n in ("first", "second") for p in refined
+    }
 
 
 def test_every_module_of_the_copy_is_in_eval_mode() -> None:
