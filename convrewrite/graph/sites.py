@@ -20,6 +20,7 @@ from convrewrite.graph.plain import odd_modules
 from convrewrite.graph.tracing import Traced, module_calls
 from convrewrite.graph.volumes import REFUSAL, VOLUME_TYPES, Volume, VolumeSpec
 from convrewrite.inputs import varied
+from convrewrite.layers import DynamicConv2d, KernelAttention
 from convrewrite.state import named_parameters_of, parameters_of
 
 BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
@@ -191,6 +192,8 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
     if not bool(torch.isfinite(weight).all()):
         return "its weight holds NaN or infinity"
     assert isinstance(module, SITE_TYPES)
+    if isinstance(module, DynamicConv2d) and module.kernels == 1 and type(module.attention) is not KernelAttention:
+        return "it has a single kernel, and an attention of its own that may not always take all of it"
     spec = spec_of(module)
     if spec.padding == "same" and spec.stride != (1, 1):
         return "it strides over an uneven padding, which no static convolution can do"

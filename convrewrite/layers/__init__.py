@@ -8,6 +8,7 @@ from a trained convolution, ``cost((height, width))`` says what it costs. docs/l
 from convrewrite.layers.asymmetric import AsymmetricConv2d
 from convrewrite.layers.branches import SumOfBranches
 from convrewrite.layers.dynamic import DynamicConv2d
+from convrewrite.layers.dynamic import KernelAttention as KernelAttention
 from convrewrite.layers.dynamic import stack as stack
 from convrewrite.layers.dynamic_chain import DynamicChain as DynamicChain
 from convrewrite.layers.dynamic_chain import attention_parameters as attention_parameters

@@ -357,6 +357,9 @@ def test_dynamic_convolutions_that_cannot_be_rewritten() -> None:
     assert sites["even"].refusal is None
     assert "never calls it" in str(sites["unused"].refusal)
     assert len(sites) == 4
+    half = DynamicConv2d(3, 4, kernels=1)
+    half.attention = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 1), nn.Sigmoid())
+    assert "may not always take all of it" in str(sites_of(nn.Sequential(half).eval())["0"].refusal)
 
 
 # --- one and three dimensions
