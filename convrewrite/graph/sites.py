@@ -166,6 +166,8 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
     """Why a module cannot be replaced at all."""
     if isinstance(module, VOLUME_TYPES):
         return REFUSAL
+    if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
+        return "is pruned by a hook, which a replacement would lose; call torch.nn.utils.prune.remove on it before"
     if type(module) not in SITE_TYPES:
         why = unlifted.get(f"{name}.weight", "")
         return (
@@ -178,8 +180,6 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
     others = [owner for owner in shared.get(id(module.weight), []) if owner != name]
     if others:
         return f"shares its weight with {', '.join(others)}"
-    if any(isinstance(hook, BasePruningMethod) for hook in module._forward_pre_hooks.values()):
-        return "is pruned by a hook, which a replacement would lose; call torch.nn.utils.prune.remove on it before"
     if module._forward_hooks or module._forward_pre_hooks:
         return "has forward hooks, which a replacement would lose"
     if module._backward_hooks or module._backward_pre_hooks:

@@ -14,6 +14,7 @@ from convrewrite.errors import TraceError
 from convrewrite.graph.sites import COMPUTED, Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.layers.dynamic import DynamicConv2d
+from convrewrite.layers.single import StandardConv2d
 
 X = torch.randn(2, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -210,7 +211,10 @@ def test_a_subclass_of_the_same_name_is_called_by_its_module() -> None:
 
 def test_a_pruned_convolution_is_refused_with_how_to_make_it_final() -> None:
     layer = prune.l1_unstructured(conv(), "weight", 0.5)
-    assert str(sites_of(nn.Sequential(layer))["0"].refusal).endswith("call torch.nn.utils.prune.remove on it before")
+    for pruned in (layer, prune.l1_unstructured(StandardConv2d(3, 4), "weight", 0.5)):
+        assert str(sites_of(nn.Sequential(pruned))["0"].refusal).endswith(
+            "call torch.nn.utils.prune.remove on it before"
+        )
     assert sites_of(nn.Sequential(prune.remove(layer, "weight")))["0"].refusal is None
 
 
