@@ -2,10 +2,11 @@
 
 from convrewrite.exports.discovery import file_names, kinds_of_exports, named_exports
 from convrewrite.exports.export import Export, Made, Source
-from convrewrite.exports.writing import Reference, Written, in_slices, rehearse, write_all
+from convrewrite.exports.writing import Judged, Reference, Written, in_slices, rehearse, write_all
 
 __all__ = [
     "Export",
+    "Judged",
     "Made",
     "Reference",
     "Source",

@@ -8,7 +8,7 @@ from pathlib import Path
 from convrewrite.axes import doubled
 from convrewrite.errors import ConvRewriteError, ExportError, UsageError, VerificationError
 from convrewrite.escaping import innermost_cause
-from convrewrite.exports.export import Export, Made, Source
+from convrewrite.exports.export import Export, Made, Opened, Source
 from convrewrite.folders import disk_full, remove, require_room, temporary, unwritable, write_errors
 from convrewrite.inputs import Inputs, in_batches_of, in_whole_batches
 from convrewrite.meanings import Fidelity, Meaning, RunningFidelity
@@ -26,6 +26,9 @@ EXAMPLES = 256
 FEW = 4
 """Examples that a form is shown at a time: it may hold every value of a graph on them at the same time."""
 
+ONNX = ".onnx"
+"""The suffix of forms that are ONNX files."""
+
 NOISY_LOGGERS = (
     "torch.export",
     "torch.fx.experimental.symbolic_shapes",
@@ -41,13 +44,34 @@ NOISY_LOGGERS = (
 class Reference:
     """What forms are held to: the rewritten model, or its ONNX file where it has no other form; and the original, to which they
     are as near as the result, if all is well. ``batches`` are held-out inputs, to which ``feed`` adds what is the same
-    for all examples; ``meanings`` are those of the outputs."""
+    for all examples; ``meanings`` are those of the outputs. ``judged``: what a form that is an ONNX file itself is held to."""
 
     rewritten: Runner
     original: Runner
     batches: tuple[Inputs, ...]
     meanings: Mapping[str, Meaning]
     feed: Callable[[Inputs], Inputs]
+    judged: "Judged | None" = None
+
+    @property
+    def told(self) -> str:
+        """What the rewritten model is, in a message."""
+        return "the result's ONNX file" if isinstance(self.rewritten, OnnxModel) else "torch"
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """The files of result and original, giving the values that detections are chosen from: which are chosen may change with every
+    rounding. ``open`` opens a form in the same way."""
+
+    rewritten: OnnxModel
+    original: OnnxModel
+    open: Callable[[Path], OnnxModel]
+
+    def opened(self, path: Path) -> Opened:
+        """The values in float32, which a file in half precision has in float16."""
+        model = self.open(path)
+        return lambda inputs: [x.float() if x.is_floating_point() else x for x in model(*inputs).values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,29 +179,42 @@ def _held(export: Export, made: Made, reference: Reference, written: Written) ->
     meanings = reference.meanings
     parity, fidelity = RunningParity(export.name, meanings, export.tolerance), RunningFidelity(meanings)
     examples, comparable = 0, True
-    listed = reference.rewritten.output_names if isinstance(reference.rewritten, OnnxModel) else ()
     with exporting(NOISY_LOGGERS), eval_mode(reference.rewritten, reference.original):
         run = export.open(written.files[0])
+        if reference.judged is not None and written.files[0].suffix == ONNX:
+            run(_copied(reference.feed(_batches(reference.batches, made.batch)[0])))  # as it is, it must run too
+            run = reference.judged.opened(written.files[0])
+            reference = replace(
+                reference,
+                rewritten=reference.judged.rewritten,
+                original=reference.judged.original,
+                feed=lambda batch: batch,  # these hold the rest
+            )
         for batch in _batches(reference.batches, made.batch):
             given = reference.feed(batch)
             expected, _ = outputs_of(reference.rewritten, given)
-            found = parity.add_arrays(expected, run(_copied(given)), listed)
+            found = parity.add_arrays(expected, run(_copied(given)), _listed(reference))
             original, _ = outputs_of(reference.original, given)
             comparable = comparable and expected.keys() == original.keys() == meanings.keys()
             if comparable:
                 fidelity.add(original, found)
             examples += len(batch[0])
         for given in map(reference.feed, _other_sizes(reference.batches[0], made)):
-            parity.add_arrays(outputs_of(reference.rewritten, given)[0], run(_copied(given)), listed)
+            parity.add_arrays(outputs_of(reference.rewritten, given)[0], run(_copied(given)), _listed(reference))
     worst = max(parity.result().outputs, key=lambda output: output.relative_error / output.tolerance)
     if not worst.passed:
         raise VerificationError(
-            f"output {worst.name!r}: expected {export.name} within {worst.tolerance:.1e} of torch (relative), found "
-            f"{worst.relative_error:.3g} (largest difference {worst.max_abs_difference:.3g}); the file was left out"
+            f"output {worst.name!r}: expected {export.name} within {worst.tolerance:.1e} of {reference.told} (relative), "
+            f"found {worst.relative_error:.3g} (largest difference {worst.max_abs_difference:.3g}); the file was left out"
         )
     near = Fidelity(fidelity.outputs(), examples, meanings=meanings) if comparable else None
     parted = (worst.max_abs_difference, worst.relative_error, worst.tolerance)
     return replace(written, parity=parted, fidelity=near, examples=examples)
+
+
+def _listed(reference: Reference) -> tuple[str, ...]:
+    """Names of outputs as a file lists them, some of them twice."""
+    return reference.rewritten.output_names if isinstance(reference.rewritten, OnnxModel) else ()
 
 
 def _copied(inputs: Inputs) -> Inputs:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from convrewrite.exports import Reference, Source, Written, in_slices, named_exports, rehearse, write_all
+from convrewrite.exports import Judged, Reference, Source, Written, in_slices, named_exports, rehearse, write_all
 from convrewrite.inputs import Inputs
 from convrewrite.meanings import Evaluation
 from convrewrite.modules import preserved
@@ -57,12 +57,20 @@ class Forms:
         else:
             assert onnx is not None and self.onnx is not None, "a graph is a file"
             reference = Reference(
-                OnnxModel(onnx, trust=True), OnnxModel(self.onnx, trust=True), batches, evaluation.meanings, feed
-            )
+                OnnxModel(onnx, trust=True), OnnxModel(self.onnx, trust=True), batches, evaluation.meanings, feed,
+                self._judged(onnx, self.onnx),
+            )  # fmt: skip
         folder = place / FOLDER
         folder.mkdir()
         with preserved(rewritten):
             return write_all(named_exports(self.names), self._source(rewritten, onnx, few), reference, folder, progress)
+
+    def _judged(self, onnx: Path, original: Path) -> Judged | None:
+        """None where the files' own outputs are those by which results are judged."""
+        first = self.exporter.runner(onnx)
+        if first.output_names == OnnxModel(onnx, trust=True).output_names:
+            return None
+        return Judged(first, self.exporter.runner(original), self.exporter.runner)
 
     def _source(self, model: nn.Module, onnx: Path | None, samples: Sequence[Inputs]) -> Source:
         module = model if self.exporter.exports else None

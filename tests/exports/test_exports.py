@@ -3,9 +3,11 @@
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from commands import images, small_network
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 import convrewrite
 from convrewrite.errors import ExportError, UsageError
 from convrewrite.exports import (
+    Judged,
     Made,
     Reference,
     Source,
@@ -30,7 +33,9 @@ from convrewrite.exports.kinds.torch_export import TorchExport
 from convrewrite.exports.programs import free_program
 from convrewrite.exports.writing import _batches
 from convrewrite.inputs import Inputs
-from convrewrite.meanings import tell
+from convrewrite.meanings import Meaning, tell
+from convrewrite.onnx_files import OnnxModel, read_model
+from convrewrite.onnx_graph.observing import with_outputs
 from convrewrite.progress import silent
 
 EXAMPLE = (images(1),)
@@ -387,3 +392,33 @@ def test_a_full_disk_ends_an_export_and_no_process(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(TorchExport, "write", says_nothing)
     with pytest.raises(UsageError, match=rf"{tmp_path}.*: cannot be written \(No space left on device\)"):
         write_all(named_exports(["torch_export"]), source, reference_of(small_network()), tmp_path, silent)
+
+
+CHOOSING = """
+    <ir_version: 8, opset_import: ["" : 17]>
+    g (float[1, 1, 4] x) => (int64[k, 3] chosen)
+    <float[4] w = {1.0001, 1.0003, 1.0, 1.0002},
+     float[1, 4, 4] boxes = {0, 0, 1, 1,  2, 2, 3, 3,  4, 4, 5, 5,  6, 6, 7, 7}, int64[1] most = {4}>
+    { scores = Mul(x, w)  chosen = NonMaxSuppression(boxes, scores, most) }
+"""
+
+
+def test_half_is_held_to_what_detections_are_chosen_from(tmp_path: Path) -> None:
+    """Which are chosen, and in which order, changes with every rounding: the four weights are equal in half precision."""
+    path = tmp_path / "model.onnx"
+    onnx.save(onnx.parser.parse_model(CHOOSING), str(path))
+    batch = (torch.ones(1, 1, 4),)
+
+    def judged(file: Path) -> OnnxModel:
+        return OnnxModel(with_outputs(read_model(file), ["scores"]).SerializeToString(), trust=True)
+
+    whole, meanings = OnnxModel(path, trust=True), {"scores": Meaning("values", "told")}
+    reference = Reference(whole, whole, (batch,), meanings, lambda inputs: inputs)
+    source = Source(batch, onnx=path, batch=1)
+    [refused] = write_all(named_exports(["half"]), source, reference, tmp_path, silent)
+    assert refused.refused is not None and "of the result's ONNX file (relative), found" in refused.refused
+    by_choice = replace(reference, judged=Judged(judged(path), judged(path), judged))
+    [found] = write_all(named_exports(["half"]), source, by_choice, tmp_path, silent)
+    assert found.refused is None and found.fidelity is not None
+    assert [output.name for output in found.fidelity.outputs] == ["scores"]
+    assert "model.half.onnx" in [file.name for file in found.files]
