@@ -58,6 +58,14 @@ class RankRange:
         count = bisect.bisect_right(self.ranks, macs, key=lambda rank: self.at(rank).cost.macs)
         return self.at(self.ranks[count - 1]) if count else None
 
+    def equals(self, other: "RankRange") -> bool:
+        """Whether it has the same options as the other, by a rule that requires the same of them; ratios left aside."""
+        return (
+            (self.structure.name, dict(self.variant)) == (other.structure.name, dict(other.variant))
+            and list(self.ranks) == list(other.ranks)
+            and self.rule.require == other.rule.require
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
@@ -135,6 +143,15 @@ def _rank_ranges(site: Site, rule: Rule, structures: Mapping[str, Structure]) ->
             _require_plain(structure, site.folded_spec, variant)
             ranks = allowed_ranks(structure, site.folded_spec, variant, allowed)
             found += [RankRange(site, rule, structure, variant, ranks)] if ranks else []
+    return found
+
+
+def distinct(rank_ranges: Sequence[RankRange]) -> list[RankRange]:
+    """Each once: of what several rules allow alike, that of the first rule."""
+    found: list[RankRange] = []
+    for rank_range in rank_ranges:
+        if not any(rank_range.equals(known) for known in found):
+            found.append(rank_range)
     return found
 
 

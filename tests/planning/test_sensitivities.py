@@ -68,14 +68,16 @@ def surveyed(
     effort: Effort = QUICK,
     timer: FalseTimer | None = None,
     batch: int | None = None,
+    rules: Sequence[str] = ("r",),
     **rule: object,
 ) -> tuple[Surveyed, ...]:
-    """The survey of all sites of a model under one rule that protects none of them; ``batch``: how many examples it takes."""
+    """The survey of all sites of a model under rules of these names that are alike and protect none of them; ``batch``: how many
+    examples it takes."""
     example = tuple(tensor[: batch or 1] for tensor in (*calibration.fit, *calibration.held_out)[0])
     traced = trace(model)
     free = Protect(stem=False, min_channels=0, min_mac_share=0)
-    rules = [Rule(**{"name": "r", "structures": names, "protect": free, **rule})]  # type: ignore[arg-type]
-    space = search_spaces(find_sites(model, example, traced), rules, STRUCTURES)
+    told = [Rule(**{"name": name, "structures": names, "protect": free, **rule}) for name in rules]  # type: ignore[arg-type]
+    space = search_spaces(find_sites(model, example, traced), told, STRUCTURES)
     work = work_of(model, calibration, traced=traced, search_spaces=space, batch=batch)
     return survey(work, effort=effort, latency_table=LatencyTable(STRUCTURES, timer=timer) if timer else None)
 
@@ -193,6 +195,13 @@ def test_all_ranks_that_save_enough_may_be_chosen_and_a_few_are_fitted() -> None
         assert entry.options[0].measured and entry.options[-1].measured
         ranks = [scored.candidate.option.parameters["rank"] for scored in entry.options]
         assert ranks == list(range(min(ranks), max(ranks) + 1))  # type: ignore[type-var]
+
+
+def test_what_two_rules_allow_alike_is_surveyed_once() -> None:
+    one, two = (surveyed(settled(Chain(8).double()), data(), "channel", rules=names) for names in ("a", "ab"))
+    options = [[scored.candidate.option for scored in entry.options] for entry in one]
+    assert options == [[scored.candidate.option for scored in entry.options] for entry in two]
+    assert any(options)
 
 
 def test_errors_and_effects_of_a_rank_range_fall_with_the_rank() -> None:
