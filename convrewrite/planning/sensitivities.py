@@ -42,7 +42,7 @@ from convrewrite.planning.kept_surveys import KeptSurveys
 from convrewrite.planning.latency_table import LatencyTable, gains, least_of
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
-from convrewrite.rules import Candidate, RankRange, SearchSpace, distinct
+from convrewrite.rules import Candidate, RankRange, SearchSpace
 from convrewrite.structures import Option, Structure
 
 LOG = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class _Surveys:
                 self.latency_table,
                 self.gains,
                 work.watch,
-            ).survey(distinct(space.rank_ranges))
+            ).survey(space.distinct)
         except FitError as error:
             return Surveyed(space.site, (), reason=error.reason)
 

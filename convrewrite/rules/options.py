@@ -75,6 +75,15 @@ class SearchSpace:
     rank_ranges: tuple[RankRange, ...]
     reason: str | None = None
 
+    @property
+    def distinct(self) -> list[RankRange]:
+        """The rank ranges, each once: of what several rules allow alike, that of the first rule."""
+        found: list[RankRange] = []
+        for rank_range in self.rank_ranges:
+            if not any(rank_range.equals(known) for known in found):
+                found.append(rank_range)
+        return found
+
 
 @dataclass(frozen=True, slots=True)
 class Shortlist:
@@ -143,15 +152,6 @@ def _rank_ranges(site: Site, rule: Rule, structures: Mapping[str, Structure]) ->
             _require_plain(structure, site.folded_spec, variant)
             ranks = allowed_ranks(structure, site.folded_spec, variant, allowed)
             found += [RankRange(site, rule, structure, variant, ranks)] if ranks else []
-    return found
-
-
-def distinct(rank_ranges: Sequence[RankRange]) -> list[RankRange]:
-    """Each once: of what several rules allow alike, that of the first rule."""
-    found: list[RankRange] = []
-    for rank_range in rank_ranges:
-        if not any(rank_range.equals(known) for known in found):
-            found.append(rank_range)
     return found
 
 
