@@ -80,7 +80,8 @@ def allocate(surveyed: Sequence[Surveyed], budget: Mapping[str, float], totals: 
     limits = [budget[r] * totals.of(r) - other for r, other in rest.items()]
     chosen = choose(groups, limits) if all(limit >= 0 for limit in limits) else None
     if chosen is None:
-        reach = {r: (spent + rest[r]) / totals.of(r) for r, spent in zip(budget, least(groups), strict=True)}
+        spent = zip(budget, least(groups), strict=True)
+        reach = {r: max(0.0, (amount + rest[r]) / totals.of(r)) for r, amount in spent}
         stay = [(entry.site, entry.reason) for entry in surveyed if not entry.options]
         raise PlanError(unreachable(budget, reach, _rules_of(surveyed)) + _what_stays(stay, totals.of("macs")))
     return _allocation(surveyed, chosen, totals)

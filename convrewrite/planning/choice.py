@@ -178,7 +178,8 @@ class Planner:
 
     def _ways_out(self, surveyed: Sequence[Surveyed]) -> list[str]:
         """What may be asked for instead where options were left out as slow."""
-        fast = 1 - most_gained(surveyed) / self.baseline.seconds() + ROOM
+        gained = min(1.0, most_gained(surveyed) / self.baseline.seconds())  # times of options do not add up exactly
+        fast = 1 - gained + ROOM
         ways = ["--any-speed takes them too"] if self.work.settings.timings is None else []  # one excludes the other
         return [*ways, f"--budget latency={min(0.99, fast):.2f} would make it faster"] if fast < 1 else ways
 
@@ -187,7 +188,7 @@ class Planner:
         work.progress("latency", 0, 1, "the plan as a whole, before it is fitted")
         totals = Timed(work.prepared.budgeted, self.baseline.seconds())
         allocation = allocate_measured(work.prepared, surveyed, self.constraints.budget, totals, self.baseline)
-        work.progress("latency", 1, 1, f"predicted {allocation.part('latency'):.2f} of the original's")
+        work.progress("latency", 1, 1, f"predicted {max(0.0, allocation.part('latency')):.2f} of the original's")
         LOG.info("chosen: predicted latency %.3f, effect %.3g", allocation.part("latency"), allocation.effect)
         return Choice(allocation.shortlists(), allocation)
 

@@ -75,6 +75,8 @@ def _next_aim(tried: Sequence[tuple[float, float]], limit: float) -> float:
         share = (wanted - below[0]) / (above[0] - below[0])
         return below[1] + share * (above[1] - below[1])
     measured, predicted = tried[-1]
+    if predicted <= 0:  # options save more than the whole time: what is left has no proportion
+        return predicted - (measured - wanted)
     return predicted * wanted / measured
 
 

@@ -104,11 +104,14 @@ def _at_cost(candidate: Candidate, **measured: Any) -> Considered:
 
 
 def _predicted(allocation: Allocation) -> Predicted:
+    """What an allocation promises. Times of options do not add up exactly: where they save more than the whole time, they promise
+    no latency."""
+    latency = allocation.part("latency") if isinstance(allocation.totals, Timed) else None
     return Predicted(
         effect=allocation.effect,
         macs=allocation.part("macs"),
         params=allocation.part("params"),
-        latency=allocation.part("latency") if isinstance(allocation.totals, Timed) else None,
+        latency=None if latency is None or latency < 0 else latency,
     )
 
 

@@ -145,3 +145,5 @@ def test_where_slow_options_were_left_out_only_what_would_help_is_named(prepared
     assert here._ways_out([]) == ["--any-speed takes them too"]
     assert elsewhere._ways_out(gaining) == ["--budget latency=0.55 would make it faster"]
     assert elsewhere._ways_out([]) == []
+    twice = [Surveyed(space.site, (halved,), seconds=3.0)]  # more than the whole takes
+    assert elsewhere._ways_out(twice) == ["--budget latency=0.05 would make it faster"]

@@ -106,6 +106,7 @@ def test_it_comes_near_though_times_do_not_add_up(search: Search, seed: int) -> 
     [
         ([(0.8, 0.7)], 0.7 * 0.591 / 0.8),  # in proportion
         ([(0.4, 0.5)], 0.5 * 0.591 / 0.4),
+        ([(0.8, -0.1)], -0.1 - (0.8 - 0.591)),  # options save more than the whole time
         ([(0.7, 0.65), (0.5, 0.45)], 0.45 + 0.2 * (0.591 - 0.5) / 0.2),  # between the two
         ([(0.9, 0.9), (0.3, 0.2), (0.7, 0.65), (0.5, 0.45)], 0.45 + 0.2 * (0.591 - 0.5) / 0.2),  # the nearest ones
         ([(0.6, 0.5), (0.65, 0.55)], 0.5 + 0.05 * (0.591 - 0.6) / 0.05),  # the limit itself is within

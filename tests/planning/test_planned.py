@@ -150,6 +150,15 @@ def test_a_plan_promises_what_its_parts_add_up_to(prepared: Prepared, allocation
     assert made.predicted.latency is None
 
 
+def test_options_that_save_more_than_the_whole_time_promise_no_latency(
+    prepared: Prepared, allocation: Allocation
+) -> None:
+    brief = replace(allocation, totals=Timed(prepared.totals, 1e-12))
+    assert brief.part("latency") < 0
+    made = make_plan(prepared, Constraints({"latency": 0.5}), Settings(), "", choice_of(brief), brief)  # type: ignore[arg-type]
+    assert made.predicted is not None and made.predicted.latency is None
+
+
 def test_a_plan_by_ratio_promises_nothing_and_shows_its_costs() -> None:
     made = convrewrite.plan(network(), images()[:1], [RULE], "weights", measure=False)
     assert made.predicted is None
