@@ -126,7 +126,7 @@ def optimize(
         if settings.int8:
             rows = pipeline.quantise(out, network.model, network.inputs, data, settings=settings, progress=progress)
     if settings.int8 and not as_json:
-        say(quantising.table(rows))
+        say(quantising.told(rows))
     show_result(result.report, out, as_json)
 
 

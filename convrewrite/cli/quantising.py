@@ -63,7 +63,7 @@ def quantise(
 
         say_json(QuantisedModels.of(rows, written))
         return
-    say(table(rows))
+    say(told(rows))
     for note in notes_on(data):
         say(f"Note: {note}")
     say(f"Written to {written}")
@@ -95,6 +95,19 @@ def require_float32(model: "nn.Module", where: str = "--int8", instead: str = _L
         raise UsageError(
             f"{where}: expected a model in float32, which alone can be quantised, found one in half precision; {instead}"
         )
+
+
+def told(rows: "Sequence[Int8Row]") -> str:
+    """The table, and below it what the file that was written, that of the last row, lost beyond what a result may lose."""
+    from convrewrite.reporting import lost_beyond_limits
+
+    lost = lost_beyond_limits(rows[-1].fidelity.outputs)
+    if not lost:
+        return table(rows)
+    return (
+        f"{table(rows)}\nWarning: the {rows[-1].name} does not compute the same any more as the original: {', '.join(lost)}; use "
+        "model.onnx, or half precision (`convrewrite export OUT --to half`)"
+    )
 
 
 def table(rows: "Sequence[Int8Row]") -> str:

@@ -122,6 +122,12 @@ def unheld(constraints: Constraints, fidelity: Fidelity) -> tuple[str, ...]:
     )
 
 
+def lost_beyond_limits(outputs: Sequence[OutputFidelity]) -> list[str]:
+    """What is lost of outputs that do not compute the same any more, in a few words each; nothing of those that do."""
+    named = len(outputs) > 1
+    return [*_lost(outputs, named=named), *_unexplained(outputs, named=named)]
+
+
 def _lost(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]:
     """What is beyond the limits, output by output; only a number within them is good, and NaN is not."""
     found = []
