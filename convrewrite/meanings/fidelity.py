@@ -18,6 +18,10 @@ from convrewrite.meanings.variation import Variation
 from convrewrite.places import PROCESSOR, in_float64
 from convrewrite.worst import Worst
 
+MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
+"""Relative error and agreement of any output, unless the caller sets a limit: beyond them a model does not compute
+the same any more."""
+
 MOST_UNEXPLAINED = 0.5
 """A model that leaves more than this part of the variance of an output unexplained hardly follows its inputs any more."""
 
@@ -60,6 +64,15 @@ class OutputFidelity:
         if self.unexplained is not None:
             return self.unexplained
         return self.relative_error**2 if self.cosine is None else 2 * (1 - self.cosine)
+
+    def lost(self) -> dict[str, float]:
+        """Its figures that are beyond the limits, by what they are; only a number within them is good, and NaN is not."""
+        if self.equal_share is not None:
+            return {} if self.equal_share >= LEAST_AGREEMENT else {"equal entries": self.equal_share}
+        found = {} if self.relative_error <= MOST_ERROR else {"relative output error": self.relative_error}
+        if self.top1_agreement is not None and not self.top1_agreement >= LEAST_AGREEMENT:
+            found["top-1 agreement"] = self.top1_agreement
+        return found
 
 
 @dataclass(frozen=True, slots=True)

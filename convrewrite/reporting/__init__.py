@@ -10,7 +10,6 @@ from convrewrite.reporting.plan_text import render_plan
 from convrewrite.reporting.report import AnalysisRow, RecoveredSummary, Report
 from convrewrite.reporting.sweep_report import SweepPoint, SweepReport, SweptModel
 from convrewrite.reporting.text import render_sites, render_text
-from convrewrite.reporting.verdict import lost_beyond_limits
 from convrewrite.reporting.verifications import render_verification
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "SweptModel",
     "build_report",
     "duration",
-    "lost_beyond_limits",
     "recovered_report",
     "render_analysis",
     "render_html",

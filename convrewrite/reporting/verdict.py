@@ -12,10 +12,6 @@ from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints
 from convrewrite.values import beside, some_of
 
-MOST_ERROR, LEAST_AGREEMENT = 0.2, 0.9
-"""Relative error and agreement of any output, unless the caller sets a limit: beyond them a model does not compute
-the same any more."""
-
 FEW_INPUTS = 512
 """With fewer inputs to fit on than this, more of them help."""
 
@@ -122,26 +118,13 @@ def unheld(constraints: Constraints, fidelity: Fidelity) -> tuple[str, ...]:
     )
 
 
-def lost_beyond_limits(outputs: Sequence[OutputFidelity]) -> list[str]:
-    """What is lost of outputs that do not compute the same any more, in a few words each; nothing of those that do."""
-    named = len(outputs) > 1
-    return [*_lost(outputs, named=named), *_unexplained(outputs, named=named)]
-
-
 def _lost(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]:
-    """What is beyond the limits, output by output; only a number within them is good, and NaN is not."""
-    found = []
-    for output in outputs:
-        where = f" of {output.name}" if named else ""
-        if output.equal_share is not None:
-            if not output.equal_share >= LEAST_AGREEMENT:
-                found.append(f"equal entries{where} {percent(output.equal_share)}")
-            continue
-        if not output.relative_error <= MOST_ERROR:
-            found.append(f"relative output error{where} {percent(output.relative_error)}")
-        if output.top1_agreement is not None and not output.top1_agreement >= LEAST_AGREEMENT:
-            found.append(f"top-1 agreement{where} {percent(output.top1_agreement)}")
-    return found
+    """What is beyond the limits, output by output."""
+    return [
+        f"{what}{f' of {output.name}' if named else ''} {percent(figure)}"
+        for output in outputs
+        for what, figure in output.lost().items()
+    ]
 
 
 def _unexplained(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]:
@@ -182,7 +165,7 @@ def _milder(left: float | None) -> str:
 def _limit(fidelity: Fidelity) -> str:
     """The fidelity to ask for. An agreement is one of class scores, and would hold nothing of what is lost at another output, or
     where the classes agree."""
-    apart = [o for o in fidelity.outputs if o.top1_agreement is None or o.top1_agreement >= LEAST_AGREEMENT]
+    apart = [o for o in fidelity.outputs if "top-1 agreement" not in o.lost()]
     return "error=0.05" if _lost(apart, named=False) or _unexplained(apart, named=False) else "0.98"
 
 
