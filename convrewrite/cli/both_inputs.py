@@ -11,6 +11,7 @@ from convrewrite import values
 from convrewrite.calibration import Reading, peek_example, read_inputs
 from convrewrite.cli.example_inputs import (
     Network,
+    as_images,
     fitting,
     for_graph,
     given_example,
@@ -139,7 +140,7 @@ def _common_shapes(
     if files and len(named := parameter_names(modules[0])) >= len(names):
         names = named[: len(names)]
     if calib is not None and (peeked := peek_example(calib, names)) is not None:
-        return _as_stated([tuple(tensor.shape) for tensor in peeked], files), ()
+        return _as_stated([tuple(tensor.shape) for tensor in as_images(peeked, modules[0])], files), ()
     batch = next((file.batch for file in files if file.batch), EXAMPLES)
     for file in files:
         if states_sizes(file):

@@ -42,9 +42,9 @@ def for_model(
         return given_example(model, given), ()
     names = required_names(model) or ("input",)  # a forward with *args alone names none
     if calib is not None and (peeked := peek_example(calib, names)) is not None:
-        example = tuple(_like(tensor, model) for tensor in peeked)
+        example = tuple(_like(tensor, model) for tensor in as_images(peeked, model))
         _require_running(model, example, calib)
-        return example, (f"input size {shapes_of(peeked)} taken from {calib}",)
+        return example, (f"input size {shapes_of(example)} taken from {calib}",)
     if stated := stated_input_shapes(model):
         made = tuple(noise(shape, index, model) for index, shape in enumerate(stated))
         return made, (f"input size {values.shape_text(*stated)} is that of the exported program",)
@@ -55,6 +55,16 @@ def for_model(
     require_one(names, loaded.source)
     shape, note = find_input_shape(model)
     return (noise(shape, 0, model),), (note,)
+
+
+def as_images(peeked: Inputs, model: nn.Module) -> Inputs:
+    """The first example of a file in four axes for a model of images that takes those: grey images may have no axis for their
+    channel, and of a list of single images the first axis was taken for a batch."""
+    first = next((module for module in model.modules() if isinstance(module, nn.Conv2d | nn.Conv1d)), None)
+    if not isinstance(first, nn.Conv2d) or len(peeked) != 1 or peeked[0].dim() != 3:
+        return peeked
+    image = peeked[0].expand(first.in_channels, -1, -1)[None]
+    return (image,) if runs_on(model, [tuple(image.shape)]) else peeked
 
 
 def for_graph(

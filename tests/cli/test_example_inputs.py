@@ -11,7 +11,7 @@ from commands import Ran, call, small_network
 from model_files import forget_modules_below
 from torch import nn
 
-from convrewrite.cli.example_inputs import given_example
+from convrewrite.cli.example_inputs import as_images, given_example
 from convrewrite.errors import UsageError
 from convrewrite.reporting.report import Report
 
@@ -153,6 +153,14 @@ def test_a_module_of_lightning_keeps_an_example(tmp_path: Path) -> None:
     for kept in ("other", "single", "empty"):  # it does not run on that, and these have no first example
         refused = call("analyze", f"{tmp_path}/lightning_kept.py:{kept}")
         assert refused.code == 2 and "forward takes 2 inputs" in refused.message
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_images_without_a_channel_and_single_images_are_taken_for_images(channels: int) -> None:
+    peeked = (torch.zeros(1, 9, 7),)
+    assert as_images(peeked, nn.Conv2d(channels, 4, 3))[0].shape == (1, channels, 9, 7)
+    adding = nn.Sequential(nn.Unflatten(0, (1, 1)), nn.Conv2d(1, 4, 3))  # which takes three axes alone
+    assert as_images(peeked, adding) == as_images(peeked, nn.Linear(7, 2)) == peeked
 
 
 @pytest.mark.usefixtures("untimed")
