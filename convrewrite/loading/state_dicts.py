@@ -43,7 +43,8 @@ def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str,
     It is looked for under the usual keys, then under any other, where it must be the only one.
     """
     if isinstance(content, nn.DataParallel):
-        return content.module, ("the DataParallel wrapper was removed",)
+        inner, notes = find_weights(content.module, depth)
+        return inner, ("the DataParallel wrapper was removed", *notes)
     if isinstance(content, nn.Module):
         return content, ()
     if not isinstance(content, Mapping) or depth > _DEPTH or not all(isinstance(key, str) for key in content):
@@ -77,10 +78,11 @@ def _where_found(key: str, content: Mapping[str, object]) -> str:
 
 
 def widened(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """A network that a checkpoint holds among other things, in float32: trainers store float16 to save room, and run float32."""
+    """A network that a checkpoint holds among other things, in float32: trainers store float16 to save room, all of it or all
+    but the BatchNorms, and run float32."""
     held = (value for value in state_of(model).values() if isinstance(value, Tensor))
     types = {value.dtype for value in held if value.is_floating_point()}
-    if types != {torch.float16}:
+    if types - {torch.float32} != {torch.float16}:
         return model, ()
     return model.float(), ("stored in half precision, taken in float32",)
 

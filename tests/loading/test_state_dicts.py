@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from convrewrite.errors import ModelLoadError
-from convrewrite.loading.state_dicts import find_weights, load_weights
+from convrewrite.loading.state_dicts import find_weights, load_weights, widened
 
 STATE = plain_net().state_dict()
 
@@ -151,6 +151,19 @@ def test_other_types_of_real_numbers_are_taken_and_told() -> None:
     model, notes = filled({name: value.double() for name, value in STATE.items()})
     assert torch.equal(model.state_dict()["0.weight"], STATE["0.weight"])
     assert notes == ("weights stored in torch.float64 were taken in torch.float32, as the factory has them",)
+
+
+def test_a_network_stored_in_half_precision_but_for_its_batch_norms_is_widened() -> None:
+    model = plain_net().half()
+    model[1].float()
+    wide, notes = widened(model)
+    assert {value.dtype for value in wide.parameters()} == {torch.float32} and len(notes) == 1
+    assert widened(plain_net())[1] == widened(plain_net().half().bfloat16())[1] == ()
+
+
+def test_every_wrapper_of_data_parallel_is_removed() -> None:
+    model = plain_net()
+    assert find_weights(nn.DataParallel(nn.DataParallel(model)))[0] is model
 
 
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
