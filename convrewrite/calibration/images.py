@@ -48,10 +48,15 @@ def list_images(folder: Path) -> tuple[list[Path], list[Path]]:
         if looked_at > MOST_FILES:
             raise CalibrationError(f"{folder}: expected at most {MOST_FILES} files in the folder; name a smaller one")
         found += [Path(parent, name) for name in names]
-    images = sorted(path for path in found if path.suffix.lower() in SUFFIXES and path.is_file())
+    images = sorted(path for path in found if _is_called_image(path.name) and path.is_file())
     if not images:
         raise CalibrationError(f"{folder}: expected images ({', '.join(sorted(SUFFIXES))}), found none in the folder")
     return images, sorted(set(found) - set(images))
+
+
+def _is_called_image(name: str) -> bool:
+    """Whether a file is one by its name. What macOS keeps beside a file on other systems' disks has its name behind ``._``."""
+    return Path(name).suffix.lower() in SUFFIXES and not name.startswith("._")
 
 
 def _walked(folder: Path) -> Iterator[tuple[str, list[str]]]:

@@ -57,3 +57,10 @@ def test_folders_behind_links_are_read_once_though_links_go_round(tmp_path: Path
     images, others = list_images(data)
     assert [str(path.relative_to(data)) for path in images] == ["cats/one.png", "links/dogs/one.png"]
     assert [path.name for path in others] == ["nowhere"]
+
+
+def test_what_macos_keeps_beside_images_is_no_image(tmp_path: Path) -> None:
+    Image.new("L", (4, 4)).save(tmp_path / "one.png")
+    (tmp_path / "._one.png").write_bytes(b"\x00\x05\x16\x07")
+    images, others = list_images(tmp_path)
+    assert [path.name for path in images] == ["one.png"] and [path.name for path in others] == ["._one.png"]
