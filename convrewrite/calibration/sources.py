@@ -170,7 +170,10 @@ def _read_pt(path: Path, request: Request) -> Source:
     if not isinstance(found, (Tensor, tuple, list, Mapping)):
         kind = type(found).__name__
         raise CalibrationError(f"{path}: expected a tensor, or a tuple, list or dict of them, found {kind}")
-    source = open_source(found, request)
+    try:
+        source = open_source(found, request)
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error}") from error
     return Source(str(path), source.chunks, source.total)
 
 

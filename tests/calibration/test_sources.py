@@ -161,6 +161,7 @@ def test_the_first_example_of_a_file(tmp_path: Path) -> None:
         ([], "expected calibration inputs, found none"),
         (torch.empty(0, 3, 8, 8), "expected calibration inputs, found none"),
         (torch.tensor(3.0), "expected the examples along the first axis, found a single number"),
+        ({"train": {"x": LEFT}}, r"none\.pt: a mapping: expected tensors or arrays, found dict"),
     ],
 )
 def test_a_file_without_an_example_gives_none(tmp_path: Path, content: object, words: str) -> None:
