@@ -108,11 +108,11 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factor
 
 
 def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
-    """Remove the prefix that wrappers put before every name, and leave out names without it; unless some fit as they are."""
-    if state.keys() & expected.keys():
+    """Remove the prefix that wrappers put before every name, and leave out names without it; unless as many fit as they are."""
+    if expected.keys() <= state.keys():
         return state, []
     prefix = _prefix(list(state), list(expected))
-    if not prefix:
+    if sum(f"{prefix}{name}" in state for name in expected) <= sum(name in state for name in expected):
         return state, []
     notes = [f"prefix {prefix!r} removed from the names of the weights"]
     left_out = [key for key in state if not key.startswith(prefix)]

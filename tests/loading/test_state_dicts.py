@@ -100,6 +100,13 @@ def test_what_stands_beside_the_network_is_left_out_and_told() -> None:
     assert "not model_ema.0.weight" in notes[1] and notes[1].endswith("and 4 more")
 
 
+def test_one_branch_of_a_network_is_found_though_the_whole_has_one_of_its_names() -> None:
+    whole = {"0.bias": torch.ones(9), "text.0.weight": torch.ones(3)} | prefixed("visual.")
+    model, notes = filled(whole)
+    assert torch.equal(model.state_dict()["0.bias"], STATE["0.bias"])
+    assert notes[1] == "only names that begin with it were taken, not 0.bias, text.0.weight"
+
+
 def test_names_that_fit_are_not_touched() -> None:
     model = nn.ModuleDict({"module": plain_net()})
     assert load_weights(model, prefixed("module."), "m.pt", "net.py:make") == ()
