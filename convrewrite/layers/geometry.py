@@ -3,10 +3,12 @@
 What a constructor or ``from_conv`` refuses is a ``ValueError``, as in ``torch.nn``.
 """
 
-from typing import TypedDict
+import copy
+from typing import TypedDict, TypeVar
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from convrewrite.conv import PADDING_MODES, ConvSpec, PaddingMode, Size
 
@@ -17,6 +19,9 @@ Padding = int | Size | str
 """``"same"``, ``"valid"``, or the pixels added on both sides of each axis."""
 
 Device = torch.device | str | None
+
+Source = TypeVar("Source", nn.Conv2d, nn.ConvTranspose2d)
+"""A trained convolution that a layer is made from."""
 
 
 class Geometry(TypedDict):
@@ -110,6 +115,17 @@ def require_conv2d(owner: str, conv: nn.Module) -> nn.Conv2d:
         raise ValueError(f"{owner}: expected an nn.Conv2d, found an nn.ConvTranspose2d; TransposedConv2d takes these")
     if not isinstance(conv, nn.Conv2d):
         raise ValueError(f"{owner}: expected an nn.Conv2d, found {type(conv).__name__}")
+    return plain_source(owner, conv)
+
+
+def plain_source(owner: str, conv: Source) -> Source:
+    """``conv`` itself, once it is certain that it is plain; a copy of one that is parametrized, with the weights that it computes
+    in eval mode: reading them in training changes the state of a spectral norm. Raises ValueError."""
+    if parametrize.is_parametrized(conv):
+        training, conv = conv.training, copy.deepcopy(conv).eval()
+        for name in tuple(conv.parametrizations):  # type: ignore[arg-type]
+            parametrize.remove_parametrizations(conv, name)
+        conv.train(training)
     require_plain(owner, conv)
     return conv
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from convrewrite.conv import ConvSpec, Cost, PaddingMode, Size
-from convrewrite.layers.geometry import Device, Padding, Pair, checked_pair, checked_size, checked_spec, require_plain
+from convrewrite.layers.geometry import Device, Padding, Pair, checked_pair, checked_size, checked_spec, plain_source
 
 
 class TransposedConv2d(nn.ConvTranspose2d):
@@ -65,7 +65,7 @@ class TransposedConv2d(nn.ConvTranspose2d):
         """A copy of a transposed convolution, its numbers included. Raises ValueError for any other module."""
         if not isinstance(conv, nn.ConvTranspose2d):
             raise ValueError(f"{cls.__name__}: expected an nn.ConvTranspose2d, found {type(conv).__name__}")
-        require_plain(cls.__name__, conv)
+        conv = plain_source(cls.__name__, conv)
         spec = ConvSpec.of(conv)
         layer = cls(
             spec.in_channels, spec.out_channels, spec.kernel_size, spec.stride, spec.padding, spec.dilation,
