@@ -90,6 +90,15 @@ def source_of(program: Program) -> Path | bytes:
     return program.onnx
 
 
+def opened(source: Path | bytes) -> Any:
+    """The ONNX model there, without weights that lie in other files."""
+    import onnx
+
+    if isinstance(source, bytes):
+        return onnx.load_from_string(source)
+    return onnx.load(source, format="protobuf", load_external_data=False)  # whatever the suffix
+
+
 def name_of(kind: str, option: str) -> str:
     """``openvino``, or ``openvino:GPU``."""
     return f"{kind}:{option}" if option else kind

@@ -422,3 +422,18 @@ def test_half_is_held_to_what_detections_are_chosen_from(tmp_path: Path) -> None
     assert found.refused is None and found.fidelity is not None
     assert [output.name for output in found.fidelity.outputs] == ["scores"]
     assert "model.half.onnx" in [file.name for file in found.files]
+
+
+WITH_FUNCTION = """
+    <ir_version: 8, opset_import: ["" : 17, "mine" : 1]>
+    g (float[n, 4] x) => (float[n, 4] y) { y = mine.Act(x) }
+    <domain: "mine", opset_import: ["" : 17]>
+    Act (i) => (o) { s = Sigmoid(i)  o = Mul(i, s) }
+"""
+
+
+def test_openvino_takes_a_graph_with_functions(tmp_path: Path) -> None:
+    onnx.save(onnx.parser.parse_model(WITH_FUNCTION), str(tmp_path / "model.onnx"))
+    [form], x = named_exports(["openvino"]), torch.randn(3, 4)
+    form.write(Source((x,), onnx=tmp_path / "model.onnx"), tmp_path / "model.xml")
+    torch.testing.assert_close(torch.as_tensor(form.open(tmp_path / "model.xml")((x,))[0]), nn.functional.silu(x))

@@ -156,6 +156,10 @@ def test_operators_that_are_missing_are_named(name: str, tmp_path: Path) -> None
     path.write_bytes(model.SerializeToString())
     with pytest.raises(VerificationError, match=f"--runtime {name}: cannot run .*: it has no Unheard; choose another"):
         compare_programs(Program(path), Program(path), (torch.ones(1, 2),), target_of(name))
+    if name == "openvino":
+        body = [helper.make_node("Neg", ["x"], ["y"])]
+        model.functions.append(helper.make_function("of.mine", "Unheard", ["x"], ["y"], body, opsets[:1]))
+        assert "onnx.inliner.inline_local_functions" in target_of(name).lacks(Program(model.SerializeToString()))[0]
 
 
 def test_a_result_is_planned_timed_and_held_to_torch_where_it_will_run() -> None:

@@ -32,7 +32,7 @@ class OpenVino:
         import openvino as ov
 
         # Not ov.convert_model, which may report to its makers that it was called.
-        ov.save_model(ov.Core().read_model(source.file), path, compress_to_fp16=False)
+        ov.save_model(ov.Core().read_model(_without_functions(source.file)), path, compress_to_fp16=False)
         return Made(source.batch, source.beyond)
 
     def open(self, path: Path) -> Opened:
@@ -51,6 +51,18 @@ class OpenVino:
             return [found[index].copy() for index in outputs]
 
         return run
+
+
+def _without_functions(file: Path) -> Path | bytes:
+    """The file; its content, with their nodes in place of its functions, where it has any, as OpenVINO knows none."""
+    from onnx.inliner import inline_local_functions
+
+    from convrewrite.onnx_files import read_model
+
+    if not read_model(file).functions:
+        return file
+    inlined: bytes = inline_local_functions(read_model(file, weights=True)).SerializeToString()
+    return inlined
 
 
 EXPORT = OpenVino

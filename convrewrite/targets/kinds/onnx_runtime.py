@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from convrewrite.errors import UsageError
 from convrewrite.machine import channel_block
-from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, name_of, source_of
+from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, name_of, opened, source_of
 
 PROVIDERS = {
     "cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider",
@@ -70,12 +70,7 @@ class OnnxRuntime(OnnxTarget):
         import onnx
         from onnxruntime.capi import onnxruntime_pybind11_state as state
 
-        source = source_of(program)
-        model = (
-            onnx.load_from_string(source)
-            if isinstance(source, bytes)
-            else onnx.load(source, format="protobuf", load_external_data=False)  # whatever the suffix
-        )
+        model = opened(source_of(program))
         kernels = {kernel.op_name for kernel in state.get_all_opkernel_def()}
         asked = {node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)}
         return tuple(sorted(asked - kernels))

@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 from convrewrite.errors import UsageError
 from convrewrite.machine import channel_block
 from convrewrite.signal_stacks import signal_stack_kept
-from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, name_of, source_of
+from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, name_of, opened, source_of
 
 UNCONVERTED = re.compile(r"No conversion rule found for operations: *(.+)")
 """Pattern of the sentence in which OpenVINO lists the operators that it lacks."""
+
+
+INLINE = "a function of the file, which onnx.inliner.inline_local_functions writes out"
+"""What to do about an operator that is none of ONNX."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class OpenVino(OnnxTarget):
         return channel_block()
 
     def lacks(self, program: Program) -> tuple[str, ...]:
-        """The operators that it names when it cannot convert the file."""
+        """The operators that it names when it cannot convert the file; of functions, which it never has, how to do without."""
         import openvino as ov
 
         try:
@@ -50,7 +54,9 @@ class OpenVino(OnnxTarget):
         except RuntimeError as error:
             named = UNCONVERTED.search(str(error))
             names = re.split(r",\s*", named[1].strip()) if named else []
-            return tuple(sorted({name.rpartition(".")[2] for name in names}))
+            functions = {function.name for function in opened(source_of(program)).functions}
+            found = sorted({name.rpartition(".")[2] for name in names})
+            return tuple(f"{name} ({INLINE})" if name in functions else name for name in found)
         return ()
 
     def compile(self, program: Program, inputs: Sequence[Any], threads: int) -> Compiled:
