@@ -71,6 +71,7 @@ def quantise_file(
     feeds = [_feed(source_file, batch) for batch in fit]
     model = read_model(path, weights=True)
     mark_form(model, "int8")
+    del model.training_info[:]  # its graphs name weights in float32, which are not there any more
     best: Quantised | None = None
     tried: dict[str, float] = {}
     unopened: VerificationError | None = None

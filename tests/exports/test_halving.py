@@ -58,6 +58,13 @@ def test_nodes_without_names_get_names_that_no_other_node_has(tmp_path: Path) ->
     assert {"node_3", "rectified"} <= {node.name for node in made.graph.node}
 
 
+def test_graphs_of_training_are_left_out_and_that_is_said(tmp_path: Path) -> None:
+    model = scaled()
+    model.training_info.add().update_binding.add(key="up", value="up_new")
+    made, said, _, _ = half_of(model, images(2), tmp_path)
+    assert not made.training_info and said.notes[0].startswith("the graphs of training in the ONNX file are left out")
+
+
 def test_weights_are_halved_and_inputs_and_outputs_stay(tmp_path: Path) -> None:
     made, told, expected, found = half_of(scaled(), images(6), tmp_path)
     kinds = {weight.data_type for weight in made.graph.initializer}

@@ -121,10 +121,13 @@ def test_with_even_ranges_int8_loses_less_and_the_best_way_is_kept(tmp_path: Pat
 def test_of_an_old_graph_the_way_is_kept_whose_file_opens(tmp_path: Path) -> None:
     text = """<ir_version: 7, opset_import: ["" : 12]> g (float[n, 2, 4, 4] x) => (float[n, 2, 4, 4] y)
         <float[2, 2, 1, 1] w = {1, 2, 3, 4}> { y = Conv(x, w) }"""
-    onnx.save(onnx.parser.parse_model(text), tmp_path / "old.onnx")
+    model = onnx.parser.parse_model(text)
+    model.training_info.add().update_binding.add(key="w", value="w_new")
+    onnx.save(model, tmp_path / "old.onnx")
     data = torch.randn(8, 2, 4, 4)
     found = quantise_file(tmp_path / "old.onnx", tmp_path / "int8.onnx", [(data[:4],)], [(data[4:],)])
     assert list(found.tried) == ["per tensor, no scales"], "DequantizeLinear has no axis before opset 13"
+    assert not onnx.load(tmp_path / "int8.onnx").training_info, "its weight is not there any more"
 
     def refuse(path: Path) -> OnnxModel:
         if path.name == "int8.onnx":

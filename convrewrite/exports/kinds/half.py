@@ -10,6 +10,8 @@ from convrewrite.values import some_of
 LARGEST_FILE = 1_900_000_000
 """Most bytes of a file that is halved: onnx checks and infers a graph in one message, which holds 2 GB at most."""
 
+WITHOUT_TRAINING = "the graphs of training in the ONNX file are left out, as they work on weights in float32"
+
 NAMED = 5
 """Most nodes that a note names."""
 
@@ -49,11 +51,14 @@ class Half:
             {n: x.detach().cpu().contiguous().numpy() for n, x in zip(runtime.input_names, b, strict=True)}
             for b in batches
         ]
-        found = halved(read_model(source.file, weights=True), feeds)
+        model = read_model(source.file, weights=True)
+        training = bool(model.training_info)
+        found = halved(model, feeds)
         mark_form(found.model, "half")
         onnx.checker.check_model(found.model, full_check=True)
         onnx.save(found.model, str(path))
-        return Made(source.batch, source.beyond, _notes(found.kept, found.nodes))
+        notes = (*_notes(found.kept, found.nodes), *([WITHOUT_TRAINING] if training else []))
+        return Made(source.batch, source.beyond, notes)
 
     def open(self, path: Path) -> Opened:
         """In onnxruntime."""
