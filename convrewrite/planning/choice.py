@@ -28,7 +28,7 @@ from convrewrite.planning.planned import make_plan
 from convrewrite.planning.sensitivities import survey
 from convrewrite.planning.swaps import evaluate, swap
 from convrewrite.rewriting import Outcome, Prepared, Rewritten, Work, rewrite
-from convrewrite.rules import Candidate, Shortlist, shortlist_of
+from convrewrite.rules import Candidate, Shortlist, refusal, shortlist_of, subjects
 from convrewrite.runtime import Baseline, Unmeasured
 from convrewrite.settings import Constraints, Settings
 from convrewrite.version import tool_version
@@ -77,7 +77,7 @@ class Planner:
                 return Choice(self._by_ratio())
         rules = [rule.name for rule in work.prepared.rules]
         require_reachable(work.prepared.search_spaces, self.constraints.budget, work.prepared.budgeted, rules)
-        surveyed = self.survey() if self.surveyed is None else self.surveyed
+        surveyed = self.survey() if self.surveyed is None else self._allowed(self.surveyed)
         if not self.constraints.budget:
             return self._choose_by_fidelity(surveyed)
         if "latency" in self.constraints.budget:
@@ -156,6 +156,19 @@ class Planner:
         prepared = self.work.prepared
         table = latency_table_of(prepared, self.work.settings)
         return replace(self, surveyed=survey_of_facts(prepared.search_spaces, facts, table))
+
+    def _allowed(self, surveyed: Sequence[Surveyed]) -> tuple[Surveyed, ...]:
+        """A survey that serves several budgets, without what the rules do not allow within this one."""
+        prepared, found = self.work.prepared, list[Surveyed]()
+        seen = subjects(prepared.sites, self.constraints.left)
+        for entry in surveyed:
+            site, rules = entry.site, {scored.candidate.rule.name: scored.candidate.rule for scored in entry.options}
+            why = {name: refusal(site, seen[site.name], rule, prepared.structures) for name, rule in rules.items()}
+            options = tuple(scored for scored in entry.options if why[scored.candidate.rule.name] is None)
+            if entry.options and not options:
+                entry = Surveyed(site, (), reason="; ".join(dict.fromkeys(filter(None, why.values()))))
+            found.append(replace(entry, options=options))
+        return tuple(found)
 
     def _allocated(self, surveyed: tuple[Surveyed, ...]) -> Allocation:
         """The allocation within a budget of counts; among plans of about equal effect the fastest, where time was measured.

@@ -92,6 +92,24 @@ def test_a_plan_says_what_was_asked_and_what_every_site_becomes(prepared: Prepar
     assert all((site.option is None) == (site.reason is not None) for site in plan.sites)
 
 
+def test_of_a_survey_for_several_budgets_a_choice_takes_what_its_own_budget_allows() -> None:
+    rule = Rule(name="r", structures=("channel",), protect=Protect(min_channels=0, min_mac_share=0))
+    shared = prepare(settled(Residual(16)), (torch.zeros(1, 3, 8, 8),), [rule], left=0.05)
+    survey = tuple(
+        Surveyed(
+            space.site, tuple(Scored(r.at(1), 0.1, 1.0 + i, False) for r in space.rank_ranges), reason=space.reason
+        )
+        for i, space in enumerate(shared.search_spaces)
+    )
+    stem = shared.sites[0]
+    part = 1 - (stem.cost.macs - shared.search_spaces[0].rank_ranges[0].at(1).cost.macs) / shared.totals.macs
+    asked = replace(planner(shared, replace(FAST, measure=False), budget={"macs": part}), surveyed=survey)
+    kept, *others = asked.choose().shortlists
+    assert (kept.site, kept.candidates) == (stem, ())
+    assert kept.reason is not None and kept.reason.startswith("it is the stem, the first convolution the network runs;")
+    assert any(shortlist.candidates for shortlist in others)
+
+
 def test_a_fidelity_to_keep_is_found_by_fitting_and_is_not_fitted_again(prepared: Prepared) -> None:
     asked = planner(prepared, replace(FAST, measure=False), keep=Keep("error", 0.5))
     choice = asked.choose()
