@@ -18,6 +18,9 @@ from convrewrite.state import parameters_of
 _OF_DEVICES = re.compile(r"on the same device|device type|device index")
 """What they say where an input lies on another device than the weights."""
 
+_OF_INDICES = re.compile(r"indices|\bLong\b|\bInt\b|\bint64\b")
+"""What they say where an input should hold indices."""
+
 HIGHER_ORDER = ("cond", "while_loop")
 """Operators of torch that run functions: they compile these, and go on using the parts of a model that they first found there."""
 
@@ -86,14 +89,24 @@ def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> 
         return "give inputs that lie where its weights do, and let its forward make tensors there, as x.new_zeros(...)"
     if not about_types(reason):
         return "give the shape it expects (--input, or example_input in Python)"
+    cast = _cast(model, inputs, reason)
+    if cast is None:
+        return (
+            "its inputs have the type of its weights, but its forward makes numbers of another type: make them there in that of "
+            "the input, as torch.arange(n, dtype=x.dtype), or give the model, and its inputs, in float32, as model.float()"
+        )
     found = ", ".join(str(tensor.dtype).removeprefix("torch.") for tensor in inputs)
     return (
-        f"give numbers of the type it expects, which {found} is not, as {_cast(model, inputs)} (example_input in Python, or an "
+        f"give numbers of the type it expects, which {found} is not, as {cast} (example_input in Python, or an "
         "example, --input FILE.py:NAME)"
     )
 
 
-def _cast(model: nn.Module, inputs: Inputs) -> str:
-    """What makes numbers of the type that the model probably expects: that of its weights, or indices where they have that."""
+def _cast(model: nn.Module, inputs: Inputs, reason: str) -> str | None:
+    """What makes numbers of the type that the model probably expects: that of its weights, or indices where they have that and
+    the error speaks of these. None where no other input would help."""
     own = next((parameter.dtype for parameter in parameters_of(model) if parameter.is_floating_point()), torch.float32)
-    return "x.long()" if all(tensor.dtype == own for tensor in inputs) else f"x.to({own})"
+    real = [tensor.dtype for tensor in inputs if tensor.is_floating_point()]
+    if not real or any(dtype != own for dtype in real):
+        return f"x.to({own})"
+    return "x.long()" if _OF_INDICES.search(reason) else None

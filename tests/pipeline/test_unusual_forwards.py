@@ -372,6 +372,13 @@ def test_the_wrong_type_of_numbers_is_told() -> None:
     with pytest.raises(TraceError, match=r"float32 is not, as x\.long\(\) .*an example, --input FILE\.py:NAME"):
         optimize(indices, torch.zeros(1, 4), [RULE], measure=False)
 
+    class OwnFloats(Net):
+        def forward(self, x: Tensor) -> Any:
+            return super().forward(x) @ torch.eye(5)
+
+    with pytest.raises(TraceError, match=r"its forward makes numbers of another type: .* as model\.float\(\)$"):
+        optimize(OwnFloats().double().eval(), X.double(), [RULE], measure=False)
+
 
 def test_a_model_that_may_hand_on_something_beside_its_graph_is_said_to_be_run_anew() -> None:
     plain, hooked = Net(), Net()
