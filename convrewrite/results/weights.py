@@ -74,6 +74,7 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
     strangers = sorted(found.keys() - expected.keys())
     if missing or strangers:
         raise RuntimeError(f"it has no {_named(missing)}" if missing else f"it has {_named(strangers)} besides")
+    _require_types(expected, found)
     own = nn.Module.state_dict(model, keep_vars=True)
     for tensor in (*own.values(), *unlisted.values()):
         if _is_spread(tensor):
@@ -85,6 +86,14 @@ def read_weights(model: nn.Module, path: Path) -> list[str]:
             if name in found:
                 tensor.copy_(found[name])
     return left
+
+
+def _require_types(expected: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Raise RuntimeError where numbers are of another type than the model's: torch would convert them without a word."""
+    for name, value in found.items():
+        wanted = expected[name]
+        if isinstance(value, Tensor) and isinstance(wanted, Tensor) and value.dtype != wanted.dtype:
+            raise RuntimeError(f"expected {name} in {wanted.dtype}, found {value.dtype}")
 
 
 def _unfilled(model: nn.Module, found: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -366,6 +366,8 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         read_weights(nn.ReLU(), tmp_path / "a")
     with pytest.raises(RuntimeError, match="size mismatch"):
         read_weights(nn.Linear(3, 2, bias=False), tmp_path / "a")
+    with pytest.raises(RuntimeError, match=r"expected weight in torch\.float64, found torch\.float32"):
+        read_weights(nn.Linear(2, 2, bias=False).double(), tmp_path / "a")
 
 
 class Versioned(nn.Module):
