@@ -33,6 +33,9 @@ _KEYS = (
 _DEPTH = 4
 """Dictionaries within dictionaries in which weights are looked for."""
 
+_COMPILED = "._orig_mod."
+"""What stands in the names of a part of a network that torch.compile has wrapped."""
+
 _PROBES = 8
 """How many names of the network are looked for behind prefixes."""
 
@@ -90,7 +93,7 @@ def widened(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factory: str) -> tuple[str, ...]:
     """Fill the network with a state dict, and say how its names were changed; raises ModelLoadError unless all fits."""
     expected = listed_state(model)
-    state, notes = _without_prefix(state, expected)
+    state, notes = _under_own_names(state, expected)
     tied = _fill_tied(state, expected)
     _require_numbers_kept(model, state, expected, source)
     _require_ties_kept(state, expected, source, factory)
@@ -105,6 +108,17 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str, factor
     if tied:
         notes.append(f"tied weights not stored twice were taken from their partner: {listed(tied)}")
     return tuple(notes)
+
+
+def _under_own_names(state: dict[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:
+    """The weights without what wrappers put before and into their names, and notes on that."""
+    found, notes = _without_prefix(state, expected)
+    plain = {name.replace(_COMPILED, "."): value for name, value in state.items()}
+    if expected.keys() <= found.keys() or plain.keys() == state.keys() or len(plain) < len(state):
+        return found, notes
+    versions = {f"{path}.".replace(_COMPILED, ".").removesuffix("."): note for path, note in versions_of(state).items()}
+    found, notes = _without_prefix(with_versions(plain, versions), expected)
+    return found, [f"{_COMPILED[1:]!r}, which torch.compile puts into names, was removed from them", *notes]
 
 
 def _without_prefix(state: dict[str, Tensor], expected: Mapping[str, object]) -> tuple[dict[str, Tensor], list[str]]:

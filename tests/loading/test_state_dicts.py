@@ -100,6 +100,14 @@ def test_what_stands_beside_the_network_is_left_out_and_told() -> None:
     assert "not model_ema.0.weight" in notes[1] and notes[1].endswith("and 4 more")
 
 
+def test_what_torch_compile_puts_into_names_is_removed() -> None:
+    stored, model = (nn.ModuleDict({"a": Rescaled(), "b": plain_net()}) for _ in range(2))
+    compiled = nn.ModuleDict({name: nn.ModuleDict({"_orig_mod": part}) for name, part in stored.items()})
+    notes = load_weights(model, nn.DataParallel(compiled).state_dict(), "m.pt", "net.py:make")
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in stored.state_dict().items())
+    assert notes[0] == "'_orig_mod.', which torch.compile puts into names, was removed from them"
+
+
 def test_one_branch_of_a_network_is_found_though_the_whole_has_one_of_its_names() -> None:
     whole = {"0.bias": torch.ones(9), "text.0.weight": torch.ones(3)} | prefixed("visual.")
     model, notes = filled(whole)
