@@ -28,6 +28,7 @@ from convrewrite.tuning.examples import Examples, results_of
 from convrewrite.tuning.losses import ROUNDING, Distillation, Named, takes_labels
 from convrewrite.tuning.pace import Pace
 from convrewrite.tuning.processes import Processes
+from convrewrite.tuning.scaling import Scale
 from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import numbers_of, put_numbers, training
 
@@ -111,6 +112,10 @@ class Training:
     curve: list[Point] = field(default_factory=list)
     best: dict[str, Tensor] = field(default_factory=dict)
     bfloat16: bool = False
+    scale: Scale = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scale = Scale(self.task.rewritten)
 
     def train(self, resumed: Checkpoint | None = None, *, keep_outputs: bool = False) -> Distilled:
         """Train to the end, or until nothing is gained any more; afterwards the parameters hold the best, which may be what they
@@ -166,14 +171,15 @@ class Training:
         began."""
         if (reason := self._in_vain()) is not None:  # it had already ended when its checkpoint was written
             return reason
-        task = self.task
+        task, parameters = self.task, list(self.task.parameters.values())
         with observed(task.original, task.joins) as wanted, observed(task.rewritten, task.joins) as found:
             bad = torch.zeros((), device=self.processes.device)
             progress = self.pace.progress(self.step, self.seconds)
             while progress < 1.0:
                 with composed(task.rewritten, task.sites, self.bfloat16):
-                    bad += self._gradients(wanted, found).isfinite().logical_not()
-                stepper.step(self.pace.rate_at(progress))
+                    loss = self.scale.differentiated(parameters, lambda factor: self._gradients(wanted, found, factor))
+                bad += loss.isfinite().logical_not()
+                stepper.step(self.pace.rate_at(progress), self.scale.factor)
                 self.step += 1
                 self.seconds = self._now(started)
                 before, progress = progress, self.pace.progress(self.step, self.seconds)
@@ -189,16 +195,16 @@ class Training:
         seconds = self.clock() - started
         return seconds if self.pace.steps is not None else self.processes.of_main(seconds)
 
-    def _gradients(self, wanted: Named, found: Named) -> Tensor:
+    def _gradients(self, wanted: Named, found: Named, factor: float) -> Tensor:
         """As below; in float32 from the first step that fails in bfloat16. Raises TraceError where there are no gradients."""
         try:
-            return self._loss_and_gradients(wanted, found)
+            return self._loss_and_gradients(wanted, found, factor)
         except ConvRewriteError:
             raise
         except Exception as error:  # a forward may refuse gradients in any way
             if self.bfloat16:  # an operator whose gradient does not support bfloat16
                 self.bfloat16 = False
-                return self._gradients(wanted, found)
+                return self._gradients(wanted, found, factor)
             if out_of_memory(error):
                 raise
             raise TraceError(
@@ -207,8 +213,9 @@ class Training:
                 "place on numbers that a gradient needs"
             ) from error
 
-    def _loss_and_gradients(self, wanted: Named, found: Named) -> Tensor:
-        """One batch forwards and backwards: returns the loss of all processes together, and leaves the gradients of that loss."""
+    def _loss_and_gradients(self, wanted: Named, found: Named, factor: float) -> Tensor:
+        """One batch forwards and backwards: returns the loss of all processes together, and leaves the gradients of ``factor``
+        times that loss."""
         task, processes = self.task, self.processes
         examples = task.examples
         rows = examples.rows(self.step, processes.index, processes.count)
@@ -230,7 +237,7 @@ class Training:
             )
         for parameter in task.parameters.values():
             parameter.grad = None
-        loss.backward()
+        (loss * factor).backward()
         return self._together(loss.detach())
 
     def _to_labels(self, results: Mapping[str, Tensor], labels: Tensor) -> Tensor:
@@ -268,6 +275,7 @@ class Training:
             self.tell(progress, f"held out {effect:.3g}, {self.curve[0].effect:.3g} before")
         if self.keep is not None and self.processes.index == 0:
             self.keep(self._checkpoint(stepper))
+        self.scale.begin()
         return self._in_vain()
 
     def _in_vain(self) -> str | None:

@@ -13,6 +13,7 @@ loss.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite
 
 import torch
@@ -34,6 +35,7 @@ from convrewrite.tuning.drawing import draws, mingled
 from convrewrite.tuning.examples import results_of
 from convrewrite.tuning.losses import ROUNDING, Distillation, Named, mean_square, scaled_on
 from convrewrite.tuning.pace import Pace
+from convrewrite.tuning.scaling import Scale
 from convrewrite.tuning.stepping import Stepper
 from convrewrite.tuning.trainable import laid_out, numbers_of, put_numbers, rewritten_parameters, training
 from convrewrite.values import apart
@@ -269,13 +271,12 @@ def _descend(task: Refinement, best: _Best, progress: Progress) -> int:
         if rounding_of(task.original, shown, task.meanings) <= ROUNDING * best.effect:
             towards = _in_bfloat16(towards, parameters)
         stack.enter_context(composed(task.rewritten, sites, towards.bfloat16))
-        size = task.batch or towards.examples_within(task.memory)
+        size, scale = task.batch or towards.examples_within(task.memory), Scale(task.rewritten)
         for step in range(steps):
-            if not isfinite(sum(towards.backward(part, task.examples) for part in _parts(next(batches), size))):
+            parts = list(_parts(next(batches), size))
+            if not isfinite(scale.differentiated(list(parameters.values()), partial(towards.gradients, parts))):
                 return step
-            stepper.step(pace.rate_at(pace.progress(step, 0.0)))
-            for parameter in parameters.values():
-                parameter.grad = None
+            stepper.step(pace.rate_at(pace.progress(step, 0.0)), scale.factor)
             if (step + 1) % every:
                 continue
             with stepper.averaged():
@@ -356,11 +357,15 @@ class _Towards:
             raise TraceError("no gradient leads from the outputs to a rewritten site, as where onnxruntime runs a part")
         return loss
 
-    def backward(self, inputs: Inputs, examples: int) -> float:
+    def gradients(self, parts: Sequence[Inputs], factor: float) -> float:
+        """Add the gradients of a batch, which comes in parts, times ``factor``; returns its loss."""
+        return sum(self.backward(part, self.task.examples, factor) for part in parts)
+
+    def backward(self, inputs: Inputs, examples: int, factor: float = 1.0) -> float:
         """Add the gradients of a part of a batch of ``examples`` examples; returns the part's share of the loss."""
         loss = self.loss(inputs) * (len(inputs[0]) / examples)
         with _refusals_told():
-            loss.backward()
+            (loss * factor).backward()
         return float(loss.detach())
 
     @property

@@ -63,15 +63,18 @@ class Stepper:
         self._others = [name for name in parameters if name not in set(self._matrices)]
         self._decay = MOMENTUM if orthogonal else FIRST
 
-    def step(self, rate: float) -> None:
-        """One step by the parameters' gradients; ``rate`` is a part of each parameter's size. A parameter without a gradient
-        counts as one with a gradient of zero, and still moves by its earlier ones."""
+    def step(self, rate: float, factor: float = 1.0) -> None:
+        """One step by the parameters' gradients, which are those of ``factor`` times the loss; ``rate`` is a part of each
+        parameter's size. A parameter without a gradient counts as one with a gradient of zero, and still moves by its earlier
+        ones."""
         self.taken += 1
         gradients = {
             name: p.grad.to(at_least_single(p)) if p.grad is not None else torch.zeros_like(self.exact[name])
             for name, p in self.parameters.items()
         }
         with torch.no_grad():
+            if factor != 1.0:
+                torch._foreach_div_(list(gradients.values()), factor)
             torch._foreach_lerp_(list(self.first.values()), list(gradients.values()), 1 - self._decay)
             if self._others:
                 self._step_others(rate, gradients)

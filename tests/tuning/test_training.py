@@ -31,6 +31,7 @@ from convrewrite.tuning.distilling import LOOKS, PATIENCE
 from convrewrite.tuning.examples import Examples
 from convrewrite.tuning.pace import WARM_UP
 from convrewrite.tuning.processes import PRECISION, Accelerated, OneProcess
+from convrewrite.tuning.scaling import LARGEST, Scale
 from convrewrite.tuning.stepping import DECAY, LEAST, Stepper, size_of
 from convrewrite.tuning.trainable import numbers_of, put_numbers
 
@@ -315,6 +316,32 @@ def test_each_process_gets_an_example() -> None:
         CalibrationError, match="at least 2 inputs to train on, as there are 2 processes, found 1; give"
     ):
         task_of(Net().eval(), Net().eval(), {"site": None}, given, MEANING, Recovery(features=0.0), First())
+
+
+def test_gradients_that_float16_has_no_numbers_for_are_scaled() -> None:
+    torch.manual_seed(0)
+    original, rewritten = Net().eval().half(), Net().eval().half()
+    given = TrainingInputs.split((torch.randn(10, 3, 24, 24).half(),), None, 0)
+    meaning = {"output": Meaning("values", "")}
+    task = task_of(original, rewritten, {"site": None}, given, meaning, Recovery(features=0.0), OneProcess())
+    faint = replace(task.loss, scales={"output": torch.full((4,), 1e4)})
+    told = Training(replace(task, loss=faint), Pace(0.05, steps=10), OneProcess()).train()
+    assert told.best.effect < 0.8 * told.before
+
+
+def test_a_scale_under_which_gradients_overflow_is_made_smaller_until_the_next_checkpoint() -> None:
+    weight = nn.Parameter(torch.ones(3, dtype=torch.float16))
+    scale = Scale(nn.ParameterList([weight]))
+
+    def backwards(factor: float) -> float:
+        (100 * weight.float() * factor).sum().backward()
+        return factor
+
+    assert scale.differentiated([weight], backwards) == scale.factor == 256.0
+    assert weight.grad is not None and weight.grad.tolist() == [25_600.0] * 3
+    scale.begin()
+    assert scale.factor == LARGEST
+    assert Scale(nn.Linear(2, 2)).differentiated([weight], lambda factor: factor) == 1.0
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
