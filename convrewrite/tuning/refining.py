@@ -69,7 +69,6 @@ that is already small by a factor of three to five, and it falls again as they b
 CHECKS = 20
 """How often held-out inputs are looked at, evenly over the steps."""
 
-
 STEPS, LEAST_STEPS, STEPS_OF_EFFECT, EXAMPLES = 2_000, 200, 40_000, 64
 """Most steps, fewest steps, and steps for an effect of one; and inputs in each step. Where little is to be gained, few steps gain
 most of it: of the gain of 600 steps on two networks, three fifths came in 60 of them and 95 % in 300. With small budgets, more
@@ -164,7 +163,8 @@ class Refinement:
         """Why there are too few steps, and what to do."""
         if self.steps_by_inputs <= self.steps:
             return "there are too few inputs; give more"
-        more = "" if self.asked else "; --refine does it all the same, in a quarter of an hour or so"
+        helps = not self.asked and replace(self, asked=True).steps >= FEWEST_ASKED
+        more = "; --refine does it all the same, in a quarter of an hour or so" if helps else ""
         return f"it would take long for a model of this size{more}"
 
     def shown(self) -> Shown:

@@ -309,6 +309,10 @@ def too_large(task: Refinement) -> Refinement:
     return replace(task, macs=10**12)
 
 
+def too_large_unasked(task: Refinement) -> Refinement:
+    return replace(too_large(task), asked=False)
+
+
 def large(task: Refinement) -> Refinement:
     """So large that some steps would be made where it was asked for."""
     large = replace(task, macs=int(WORK / (PASSES * task.examples * (FEWEST - 10))))
@@ -324,7 +328,7 @@ def good_already(task: Refinement) -> Refinement:
     return replace(task, rewritten=deepcopy(task.original), sites={}, asked=False)
 
 
-@pytest.mark.parametrize("change", [without_held_out, too_large, large, few, good_already])
+@pytest.mark.parametrize("change", [without_held_out, too_large, too_large_unasked, large, few, good_already])
 def test_nothing_is_begun(task: Refinement, change: Callable[[Refinement], Refinement]) -> None:
     start = numbers_of(dict(task.rewritten.named_parameters()))
     found: Refined = refine(change(task))
