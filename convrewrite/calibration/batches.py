@@ -47,6 +47,9 @@ REPEATED = 0.05
 _COMPARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Types of whole numbers that torch can compare; it has larger unsigned types too, but hardly an operation on them."""
 
+DRAWN = "inputs used, drawn at random"
+"""The end of the note on inputs that are a part of those that there were."""
+
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
@@ -215,7 +218,7 @@ def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[
     if count == 0:
         raise CalibrationError(f"{source.name}: {NO_INPUTS}")
     if source.total is not None and source.total > count:
-        notes[f"{count} of {source.total} inputs used, drawn at random"] = None
+        notes[f"{count} of {source.total} {DRAWN}"] = None
     elif source.total is None and count == limit:
         notes[f"reading stopped after the first {count} inputs"] = None
     inputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))

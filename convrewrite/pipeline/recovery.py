@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration import Calibration, Reading, checked_calibration, read_inputs, whole_inputs
+from convrewrite.calibration import DRAWN, Calibration, Reading, checked_calibration, read_inputs, whole_inputs
 from convrewrite.errors import UsageError
 from convrewrite.folders import Scratch, given_path, temporary
 from convrewrite.graph import apply_lifts
@@ -261,6 +261,11 @@ def _inputs(run: Recovering, data: object) -> tuple[Inputs, str, int | None]:
     how = replace(reading, limit=reading.limit or EVERY, seed=run.asked.seed, memory=run.asked.memory)
     names = parameter_names(run.network.model)[: len(example)]
     inputs, source, notes = read_inputs(data, example, how, import_object, names)
+    if extras.labels is not None and any(note.endswith(DRAWN) for note in notes):
+        raise UsageError(
+            f"labels: expected all inputs to be read, whose order labels have, found reading with limit={reading.limit}, which "
+            f"draws some of {source} at random; choose inputs and labels before, and leave the limit out"
+        )
     run.notes += notes
     return inputs, source, None
 

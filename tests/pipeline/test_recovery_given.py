@@ -227,6 +227,14 @@ def test_a_limit_counts_where_one_is_given(images: Tensor) -> None:
     assert told is not None and (told.trained_on, told.held_out) == (16, 4)
 
 
+def test_labels_are_not_taken_for_those_of_inputs_that_were_drawn(images: Tensor) -> None:
+    given, labels = came(images), torch.arange(20) % CLASSES
+    with pytest.raises(UsageError, match=r"labels: expected all inputs to be read, .* found reading with limit=20"):
+        recovered(given, images, labels=labels, reading=Reading(limit=20))
+    found = recovered(given, images[:20], labels=labels, epochs=1, reading=Reading(limit=20)).report.recovered
+    assert found is not None and found.settings["labels"] == "given"
+
+
 def test_the_seed_says_what_is_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     def split(_inputs: object, _labels: object, seed: int, *_rest: object) -> None:
         raise UsageError(f"seed {seed}")
