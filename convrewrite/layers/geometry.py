@@ -122,10 +122,8 @@ def plain_source(owner: str, conv: Source) -> Source:
     """``conv`` itself, once it is certain that it is plain; a copy of one that is parametrized, with the weights that it computes
     in eval mode: reading them in training changes the state of a spectral norm. Raises ValueError."""
     if parametrize.is_parametrized(conv):
-        training, conv = conv.training, copy.deepcopy(conv).eval()
-        for name in tuple(conv.parametrizations):  # type: ignore[arg-type]
-            parametrize.remove_parametrizations(conv, name)
-        conv.train(training)
+        conv = copy.deepcopy(conv)
+        conv.get_submodule("parametrizations").eval()
     require_plain(owner, conv)
     return conv
 
