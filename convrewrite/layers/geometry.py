@@ -61,6 +61,7 @@ def checked_spec(
     for name, channels in (("in_channels", in_channels), ("out_channels", out_channels)):
         if channels % groups:
             raise ValueError(f"{owner}: {name}: expected a multiple of groups={groups}, found {channels}")
+    require_flag(owner, "bias", bias)
     if padding_mode not in list(PADDING_MODES):  # a list takes what a dictionary cannot be asked for
         known = ", ".join(PADDING_MODES)
         raise ValueError(f"{owner}: padding_mode: expected one of {known}, found {padding_mode!r}")
@@ -75,6 +76,12 @@ def require_count(owner: str, name: str, number: int) -> None:
     """Raise ValueError unless this is a whole number from 1."""
     if not isinstance(number, int) or number < 1:
         raise ValueError(f"{owner}: {name}: expected a whole number from 1, found {number!r}")
+
+
+def require_flag(owner: str, name: str, value: object) -> None:
+    """Raise ValueError unless this is true or false: of a word, ``"False"`` too would be true."""
+    if value not in (True, False, None):
+        raise ValueError(f"{owner}: {name}: expected True or False, found {value!r}")
 
 
 def _padding(owner: str, padding: Padding) -> Size | str:

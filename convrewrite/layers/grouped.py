@@ -9,7 +9,16 @@ from torch import nn
 from convrewrite.conv import ConvSpec, PaddingMode
 from convrewrite.layers.chains import ConvChain, named_stages
 from convrewrite.layers.fitted import FitInputs, replacement, require_rank
-from convrewrite.layers.geometry import Device, Padding, Pair, checked_spec, geometry_of, require_conv2d, require_count
+from convrewrite.layers.geometry import (
+    Device,
+    Padding,
+    Pair,
+    checked_spec,
+    geometry_of,
+    require_conv2d,
+    require_count,
+    require_flag,
+)
 from convrewrite.structures import GROUPED, Setting
 
 GROUPS = 4
@@ -51,6 +60,7 @@ class GroupedConv2d(ConvChain):
         owner = type(self).__name__
         for name, number in (("out_channels", out_channels), ("groups", groups)):
             require_count(owner, name, number)
+        require_flag(owner, "mix", mix)
         rank = _checked_rank(owner, mix, rank, -(-out_channels // groups))
         width = groups * rank if mix else out_channels
         spec = checked_spec(

@@ -181,6 +181,7 @@ def test_an_empty_batch_gives_an_empty_output(name: str) -> None:
         ({"padding_mode": ["zeros"]}, r"padding_mode: expected one of zeros, reflect.* found \['zeros'\]"),
         ({"groups": 3}, "in_channels: expected a multiple of groups=3, found 8"),
         ({"groups": 0}, "groups: expected a whole number from 1, found 0"),
+        ({"bias": "False"}, "bias: expected True or False, found 'False'"),
     ],
 )
 def test_wrong_arguments_are_named(name: str, changes: dict[str, Any], words: str) -> None:
@@ -202,6 +203,7 @@ def test_wrong_arguments_are_named(name: str, changes: dict[str, Any], words: st
         (lambda: layers.GroupedConv2d(8, 8, groups=1), "groups: expected 2 or more, found 1"),
         (lambda: layers.GroupedConv2d(8, 8, groups=8), "groups: expected less than in_channels=8"),
         (lambda: layers.GroupedConv2d(8, 8, rank=2), "rank: .*give mix=True"),
+        (lambda: layers.GroupedConv2d(8, 8, mix="no"), "mix: expected True or False, found 'no'"),
         (lambda: layers.GroupedConv2d(8, 8, mix=True, rank=0), "rank: expected a whole number from 1, found 0"),
         (lambda: layers.SeparableConv2d(8, 8, 1), "SeparableConv2d: 8->8 1x1 same: a 1x1 kernel has no spatial"),
         (lambda: layers.SeparableConv2d(8, 8, multiplier=0), "multiplier: expected a whole number from 1"),
