@@ -18,7 +18,7 @@ OPTIONAL = ("unexplained variance", "cosine", "equal entries")
 """Columns that are left out where no output has them."""
 
 PARITY_HEADERS = ("output", "max. abs. difference", "relative error", "equal entries", "tolerance", "")
-EXPORT_HEADERS = ("form", "files", "size", "error to torch", "tolerance", "error to original", "top-1 agreement", "")
+EXPORT_HEADERS = ("form", "files", "size", "error to result", "tolerance", "error to original", "top-1 agreement", "")
 CURVE_HEADERS = ("steps", "held-out effect")
 ASKED_HEADERS = ("", "asked", "reached")
 SITE_HEADERS = (

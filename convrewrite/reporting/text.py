@@ -59,7 +59,7 @@ def _exports(report: Report) -> str:
         return ""
     forms = table(figures.EXPORT_HEADERS, figures.export_rows(report), "llrrrrrl")
     told = [filled(sentence, "  ") for sentence in figures.export_sentences(report)]
-    return _titled("Exports: other forms against torch", "\n".join((forms, *told)))
+    return _titled("Exports: other forms against the result", "\n".join((forms, *told)))
 
 
 def render_sites(rows: Sequence[AnalysisRow], width: int = WIDTH) -> str:
