@@ -68,18 +68,21 @@ class Constraints:
 
 
 def keep_of(value: KeepSource) -> Keep | None:
-    """``0.98`` or ``{"error": 0.02}`` as a Keep. Raises PlanError for another key or a value outside (0, 1)."""
-    if value is None or isinstance(value, Keep):
-        return value
+    """``0.98`` or ``{"error": 0.02}`` as a Keep. Raises PlanError for another key or a value outside (0, 1), of a Keep too."""
+    if value is None:
+        return None
+    if isinstance(value, Keep):
+        value = {value.measure: value.limit}
     entries = dict(value) if isinstance(value, Mapping) else {"agreement": value}
     name, limit = next(iter(entries.items()), ("", 0.0))
     if len(entries) != 1 or name not in ("agreement", "error"):
         raise PlanError(
             f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(map(str, entries)) or 'nothing'}"
         )
-    if not 0 < limit < 1:
+    if not is_number(limit) or not 0 < limit < 1:
+        said = f"{limit:g}" if is_number(limit) else values.shown(limit)
         raise PlanError(
-            f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {limit:g}"
+            f"keep: expected {name} in (0, 1), as in {'0.98' if name == 'agreement' else 'error=0.02'}, found {said}"
         )
     return Keep("agreement" if name == "agreement" else "error", float(limit))
 

@@ -59,9 +59,12 @@ def test_what_is_to_be_kept(value: "float | dict[str, float] | Keep | None", exp
         (0, "found 0"),
         (float("nan"), "found nan"),
         ({"error": 1.5}, r"expected error in \(0, 1\), as in error=0.02, found 1.5"),
+        (Keep("agreement", 98), "found 98"),
+        (Keep("error", float("nan")), "found nan"),
+        (Keep("accuracy", 0.9), "found accuracy"),  # type: ignore[arg-type]
     ],
 )
-def test_what_cannot_be_kept(value: "float | dict[str, float]", message: str) -> None:
+def test_what_cannot_be_kept(value: "float | dict[str, float] | Keep", message: str) -> None:
     with pytest.raises(PlanError, match=f"keep: .*{message}"):
         keep_of(value)
 
