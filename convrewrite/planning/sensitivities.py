@@ -196,7 +196,7 @@ class _SiteSurvey:
         with self.stopwatch.timed("effects"):
             options = self._scored(kept)
         told = (*dropped, *wrong)
-        return Surveyed(self.site, tuple(options), told, before, None if options else _nothing_left(told))
+        return Surveyed(self.site, tuple(options), told, before, None if options else _nothing_left(told, rank_ranges))
 
     @property
     def _large(self) -> bool:
@@ -362,9 +362,11 @@ def _too_slow(seconds: float, before: float, least: float) -> str:
     )
 
 
-def _nothing_left(dropped: Sequence[Dropped]) -> str:
+def _nothing_left(dropped: Sequence[Dropped], rank_ranges: Sequence[RankRange]) -> str:
+    """Why a site has no option, though its rules allow these rank ranges."""
     if not dropped:
-        return "no option costs less than the original"
+        least = min(rank_range.rule.require.min_mac_saving for rank_range in rank_ranges)
+        return f"no option saves {100 * least:g} % of its MACs, which its rule asks for"
     # Of options that were not timed, or take equally long, the one that does least harm.
     best = min(dropped, key=lambda one: (one.seconds or math.inf, math.inf if one.error is None else one.error))
     return f"no option is left; the best, {best.candidate.option.describe()}, {best.reason}"

@@ -240,6 +240,11 @@ def test_a_rules_error_limit_leaves_what_keeps_it() -> None:
     assert nothing.reason.endswith("its output error exceeds 1e-09, the rule's limit")
 
 
+def test_a_site_where_no_option_saves_what_the_rule_asks_says_so() -> None:
+    found = surveyed(settled(Chain(8).double()), data(), "channel", require=Require(min_mac_saving=0.999))
+    assert {entry.reason for entry in found} == {"no option saves 99.9 % of its MACs, which its rule asks for"}
+
+
 def test_a_site_that_no_rule_takes_keeps_its_reason() -> None:
     found = {entry.site.name: entry for entry in surveyed(settled(NineKinds().double()), data(), "asymmetric")}
     assert found["#0"].reason == "the kernel is computed from the input"
