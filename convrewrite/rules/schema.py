@@ -53,7 +53,7 @@ class Subject:
     @property
     def weighed_from(self) -> float:
         """The largest budget that the site would have ``LARGE_SHARE`` of, or 1."""
-        return min(1.0, self.mac_share / LARGE_SHARE)
+        return min(1.0, round(self.mac_share / LARGE_SHARE, 12))  # 0.02 / 0.1 is less than 0.2 in binary
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +255,7 @@ def _way_out(subject: Subject) -> str:
     """Within which budgets a protected site takes part, if that is worth telling. Rounded down: what is told must do."""
     if subject.weighed_from < TOLD:
         return ""
-    part = math.floor(100 * subject.weighed_from) / 100
+    part = math.floor(round(100 * subject.weighed_from, 9)) / 100
     return "; it takes part within " + (
         "any budget" if part >= 1 else f"a budget that leaves {part:g} or less of the MACs"
     )

@@ -147,6 +147,7 @@ def test_of_sites_with_a_tenth_of_what_a_budget_leaves_measured_effects_decide(l
     within = replace(look, left=0.5)
     assert rule.refuse(within) is None
     assert rule.refuse(replace(within, left=1.0, mac_share=0.1)) is None
+    assert rule.refuse(replace(within, left=0.2, mac_share=0.02)) is None, "0.02 / 0.1 is a little less in binary"
     small = rule.refuse(replace(look, mac_share=0.009))
     assert small is not None
     assert "budget" not in small.text
