@@ -225,12 +225,25 @@ def _stream(batches: Iterable[Any], request: Request) -> Iterator[Chunk]:
     """One chunk for every batch; an item without a batch axis is a batch of one."""
     count = 0
     for batch in batches:
-        tensors = _positional(batch, request)
+        tensors = _listed(batch, request) or _positional(batch, request)
         if tensors[0].dim() == request.example[0].dim() - 1 and not _lacks_channels(tensors[0], request.example[0]):
             tensors = tuple(tensor[None] for tensor in tensors)
         size = len(tensors[0]) if tensors[0].dim() else 0
         yield Chunk(tensors, range(count, count + size))
         count += size
+
+
+def _listed(batch: object, request: Request) -> tuple[Tensor, ...] | None:
+    """The examples of a batch that has them one by one beside their labels, ``((image, image), (target, target))``, as loaders
+    for detectors give them; None for any other batch."""
+    if len(request.example) != 1 or not isinstance(batch, (tuple, list)) or not batch:
+        return None
+    examples, shape = batch[0], request.example[0].shape[1:]
+    if not isinstance(examples, (tuple, list)) or not examples:
+        return None
+    if not all(isinstance(one, (Tensor, np.ndarray)) and one.shape == shape for one in examples):
+        return None
+    return (torch.stack(_tensors(examples, len(examples), "a batch")),)
 
 
 def _lacks_channels(tensor: Tensor, example: Tensor) -> bool:
