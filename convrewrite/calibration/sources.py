@@ -234,16 +234,21 @@ def _stream(batches: Iterable[Any], request: Request) -> Iterator[Chunk]:
 
 
 def _listed(batch: object, request: Request) -> tuple[Tensor, ...] | None:
-    """The examples of a batch that has them one by one beside their labels, ``((image, image), (target, target))``, as loaders
-    for detectors give them; None for any other batch."""
-    if len(request.example) != 1 or not isinstance(batch, (tuple, list)) or not batch:
+    """The examples of a batch that has them one by one, as loaders for detectors give them: images beside their targets,
+    ``((image, image), (target, target))``, or a dictionary for each, ``[{"image": image}, {"image": image}]``. None for any other
+    batch."""
+    if not isinstance(batch, (tuple, list)) or not batch:
         return None
-    examples, shape = batch[0], request.example[0].shape[1:]
-    if not isinstance(examples, (tuple, list)) or not examples:
+    if all(isinstance(one, Mapping) and one.keys() == batch[0].keys() for one in batch):
+        rows = [_positional(one, request) for one in batch]
+    elif len(request.example) == 1 and isinstance(batch[0], (tuple, list)) and batch[0]:
+        rows = [(one,) for one in batch[0]]
+    else:
         return None
-    if not all(isinstance(one, (Tensor, np.ndarray)) and one.shape == shape for one in examples):
+    shapes = [example.shape[1:] for example in request.example]
+    if any([getattr(one, "shape", None) for one in row] != shapes for row in rows):
         return None
-    return (torch.stack(_tensors(examples, len(examples), "a batch")),)
+    return tuple(torch.stack(_tensors(column, len(rows), "a batch")) for column in zip(*rows, strict=True))
 
 
 def _lacks_channels(tensor: Tensor, example: Tensor) -> bool:

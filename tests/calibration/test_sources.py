@@ -63,11 +63,13 @@ def test_a_lone_tensor_is_the_example_of_the_only_input_and_a_dictionary_is_refu
         read_calibration(LEFT, {"left": EXAMPLE[0]})  # type: ignore[arg-type]
 
 
-def test_examples_listed_beside_their_targets_are_all_read() -> None:
-    batches = [
-        (tuple(LEFT[i : i + 10]), tuple({"boxes": torch.zeros(i, 4)} for i in range(10))) for i in range(0, COUNT, 10)
-    ]
-    for source in (batches, [([row.numpy() for row in rows], targets) for rows, targets in batches]):
+def test_examples_that_a_batch_lists_one_by_one_are_all_read() -> None:
+    batches = [list(LEFT[start : start + 10]) for start in range(0, COUNT, 10)]
+    targets = [{"boxes": torch.zeros(i, 4)} for i in range(10)]
+    beside = [(tuple(rows), tuple(targets)) for rows in batches]
+    arrays = [([row.numpy() for row in rows], targets) for rows in batches]
+    dictionaries = [[{"id": i, "image": row} for i, row in enumerate(rows)] for rows in batches]
+    for source in (beside, arrays, dictionaries):
         read = read_calibration(source, EXAMPLE[:1])
         assert sorted(row for (left,) in (*read.fit, *read.held_out) for row in left.tolist()) == LEFT.tolist()
 
