@@ -171,8 +171,12 @@ def _what_stays(sites: Iterable[tuple[Site, str | None]], macs: float) -> str:
         return ""
     shares = {reason: sum(site.cost.macs for site in found) / max(1, macs) for reason, found in groups.items()}
     most = sorted(shares, key=lambda reason: -shares[reason])[:REASONS]
-    told = [f"{_named(groups[reason])}{100 * shares[reason]:.0f} % of the MACs ({reason})" for reason in most]
+    told = [f"{_named(groups[reason])}{_share(shares[reason])} of the MACs ({reason})" for reason in most]
     return "; kept: " + ", ".join(told)
+
+
+def _share(part: float) -> str:
+    return "less than 1 %" if 0 < part < 0.005 else f"{100 * part:.0f} %"
 
 
 def _named(sites: Sequence[Site]) -> str:

@@ -302,6 +302,8 @@ def test_a_budget_out_of_reach_says_what_is_kept_and_why(structures: dict[str, S
     share = sum(space.site.cost.macs for space in spaces) / totals_of(spaces).cost.macs
     with pytest.raises(PlanError, match=rf"(?m); kept: {100 * share:.0f} % of the MACs \(it is too old\)$"):
         require_reachable(kept, {"macs": 0.01}, totals_of(spaces).cost)
+    with pytest.raises(PlanError, match=r"(?m); kept: less than 1 % of the MACs \(it is too old\)$"):
+        require_reachable(kept, {"macs": 0.01}, replace(totals_of(spaces).cost, macs=10**12))
 
 
 def test_a_budget_out_of_reach_of_the_widest_rule_is_not_told_to_add_it(structures: dict[str, Structure]) -> None:
