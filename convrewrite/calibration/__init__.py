@@ -8,7 +8,7 @@ from convrewrite.calibration.choose import (
     evaluation_inputs,
     whole_inputs,
 )
-from convrewrite.calibration.labels import read_labels
+from convrewrite.calibration.labels import read_labels, require_order
 from convrewrite.calibration.reading import Reading
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "read_calibration",
     "read_inputs",
     "read_labels",
+    "require_order",
     "whole_inputs",
 ]

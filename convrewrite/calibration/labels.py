@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, WeightedRandomSampler
 
 from convrewrite.calibration.sources import LABEL_NAMES
-from convrewrite.errors import CalibrationError, ConvRewriteError
+from convrewrite.errors import CalibrationError, ConvRewriteError, UsageError
 from convrewrite.escaping import message_of
 from convrewrite.stored import Archive, map_array, read_pickle
 
@@ -35,6 +36,18 @@ def read_labels(path: Path, memory: int) -> Tensor:
             f"{path}: expected one whole number for each input, (N,), found {values.dtype} {tuple(values.shape)}"
         )
     return values.long()
+
+
+def require_order(data: object) -> None:
+    """Raise UsageError for a loader that shuffles: no labels are in the order of its inputs."""
+    sampler = getattr(data, "sampler", None)
+    if isinstance(data, DataLoader) and isinstance(
+        sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler
+    ):
+        raise UsageError(
+            f"labels: expected inputs that come in the order of the labels, found a DataLoader with a {type(sampler).__name__}; "
+            "make one that does not shuffle"
+        )
 
 
 def _found(path: Path, memory: int) -> Any:

@@ -9,7 +9,15 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration import DRAWN, Calibration, Reading, checked_calibration, read_inputs, whole_inputs
+from convrewrite.calibration import (
+    DRAWN,
+    Calibration,
+    Reading,
+    checked_calibration,
+    read_inputs,
+    require_order,
+    whole_inputs,
+)
 from convrewrite.errors import UsageError
 from convrewrite.folders import Scratch, given_path, temporary
 from convrewrite.graph import apply_lifts
@@ -257,6 +265,8 @@ def _inputs(run: Recovering, data: object) -> tuple[Inputs, str, int | None]:
         run.notes += checked.notes[len(data.notes) :]
         return moved(whole_inputs(checked), HOME), data.source, checked.fitted_on
     example, extras = run.network.inputs, run.extras
+    if extras.labels is not None:
+        require_order(data)
     reading = extras.reading or Reading()
     how = replace(reading, limit=reading.limit or EVERY, seed=run.asked.seed, memory=run.asked.memory)
     names = parameter_names(run.network.model)[: len(example)]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from networks import natural, state_bytes
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import convrewrite
 from convrewrite.calibration import Calibration, Reading
@@ -23,6 +24,7 @@ from convrewrite.tuning import Checkpoint, TrainingInputs
 from convrewrite.tuning.distilling import PATIENCE
 
 CLASSES = 5
+EXAMPLE = torch.zeros(1, 3, 8, 8)
 HALF = Rule(name="half", structures=("asymmetric",), ratio=0.3)
 
 
@@ -56,7 +58,7 @@ def came(images: Tensor, flat: bool = True) -> tuple[Net, convrewrite.Result]:
 
 def recovered(came: tuple[Net, convrewrite.Result], images: Tensor, **asked: object) -> convrewrite.Result:
     settings = {"measure": False, "epochs": 2, "batch": 8, "rate": 0.02, "features": 0.0} | asked
-    return convrewrite.recover(came[1], came[0], images, images[:1], **settings)  # type: ignore[arg-type]
+    return convrewrite.recover(came[1], came[0], images, EXAMPLE, **settings)  # type: ignore[arg-type]
 
 
 def test_the_recipe_in_a_report_is_the_one_that_was_followed(images: Tensor) -> None:
@@ -233,6 +235,16 @@ def test_labels_are_not_taken_for_those_of_inputs_that_were_drawn(images: Tensor
         recovered(given, images, labels=labels, reading=Reading(limit=20))
     found = recovered(given, images[:20], labels=labels, epochs=1, reading=Reading(limit=20)).report.recovered
     assert found is not None and found.settings["labels"] == "given"
+
+
+def test_labels_are_not_taken_for_those_of_inputs_that_were_shuffled(images: Tensor) -> None:
+    given, labels = came(images), torch.arange(len(images)) % CLASSES
+    data = TensorDataset(images, labels)
+    with pytest.raises(
+        UsageError, match=r"labels: expected inputs that come in the order of .* RandomSampler; make one"
+    ):
+        recovered(given, DataLoader(data, 8, shuffle=True), labels=labels)  # type: ignore[arg-type]
+    assert recovered(given, DataLoader(data, 8), labels=labels, epochs=1).report.recovered  # type: ignore[arg-type]
 
 
 def test_the_seed_says_what_is_held_out(images: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
