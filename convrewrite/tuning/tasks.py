@@ -155,7 +155,8 @@ def keeps_outputs(task: Task, memory: int) -> bool:
     """Whether the original's outputs for all inputs can be kept: nothing is augmented, there is room for them, and those of an
     example are the same whatever else is in its batch."""
     given, wanted = task.held_out[0]
-    if task.examples.augment is not None or not _apart(task.original, given, wanted):
+    alone = len(given[0]) == 1 < task.examples.at_once  # one example does not show what others in its batch do to it
+    if alone or task.examples.augment is not None or not _apart(task.original, given, wanted):
         return False
     each = sum(values.numel() * values.element_size() for values in wanted.values()) / len(given[0])
     return each * task.examples.count <= MOST_OUTPUTS * memory
