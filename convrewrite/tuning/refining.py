@@ -388,8 +388,7 @@ class _Towards:
 
 
 def _seen(task: Refinement) -> Iterator[tuple[Named, Named]]:
-    """What scales are measured on: the original's outputs and features, batch by batch; no features where the rewritten model has
-    not the same ones."""
+    """What scales are measured on: the original's outputs, and its features where the rewritten model has the same, by batch."""
     same = None
     for inputs in scaled_on(task.fit):
         with Activations() as features:

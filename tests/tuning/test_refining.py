@@ -111,8 +111,8 @@ def test_the_effect_on_held_out_inputs_falls(task: Refinement) -> None:
 
 
 def test_a_small_gain_is_told_in_as_many_digits_as_show_it() -> None:
-    assert "fell from 0.0053 to 0.0041;" in Refined(0.0053, 0.0041, 120).note
-    assert "fell from 0.0005354 to 0.0005351;" in Refined(0.00053541, 0.00053511, 120).note
+    assert Refined(0.0053, 0.0041, 120).note.endswith("fell from 0.0053 to 0.0041")
+    assert Refined(0.00053541, 0.00053511, 120).note.endswith("fell from 0.0005354 to 0.0005351")
 
 
 def test_the_same_seed_gives_the_same_bytes(task: Refinement) -> None:
