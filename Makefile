@@ -20,11 +20,10 @@ lint: $(VENV)/.tested
 types: $(VENV)/.tested
 	$(BIN)/mypy
 
-# A file at a time, slow ones first: tests/conftest.py says in which order, not the number of tests in a file. Three at a time, on two
-# cores too, as some wait for what they started, or for a limit of time. Bytecode is kept, even
+# A file at a time, slow ones first: tests/conftest.py says in which order, not the number of tests in a file. Bytecode is kept, even
 # where the environment says otherwise: tests start a hundred processes, and each would compile the package anew.
 suite: $(VENV)/.tested
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The long forms of tests: faults and interrupts at hundreds of moments, without a time limit.
 soak: $(VENV)/.tested

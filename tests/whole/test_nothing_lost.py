@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 WITHOUT_ONNX = (*INPUT, "--calib", "weights", "--no-onnx")
 RESULT = set(FILES) - {"model.onnx"}
-MOMENTS = [8, pytest.param(200, marks=pytest.mark.soak)]
+MOMENTS = [6, pytest.param(200, marks=pytest.mark.soak)]
 BEFORE, HOLDS, NOTHING = "what stood in {} before stands", "{} holds the new result, whole", "nothing was written"
 
 

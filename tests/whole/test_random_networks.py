@@ -246,13 +246,13 @@ def check_exact(net: Network, pick: int, calibration: object) -> None:
         assert max(found.values()) < (FROM_WEIGHTS if calibration == "weights" else FITTED)[net.dtype], found
 
 
-@settings(ALL_THE_SAME, max_examples=12)
+@settings(ALL_THE_SAME, max_examples=8)
 @given(net=networks(), pick=st.integers(0, 11))
 def test_at_full_rank_from_the_weights_alone_the_outputs_are_the_originals(net: Network, pick: int) -> None:
     check_exact(net, pick, "weights")
 
 
-@settings(ALL_THE_SAME, max_examples=6)
+@settings(ALL_THE_SAME, max_examples=4)
 @given(net=networks(), pick=st.integers(0, 11))
 def test_at_full_rank_fitted_to_inputs_the_outputs_are_the_originals(net: Network, pick: int) -> None:
     check_exact(net, pick, net.inputs(12, seed=2))
@@ -285,7 +285,7 @@ def check_smaller(net: Network, structures: tuple[str, ...]) -> None:
         assert all(torch.equal(found[name], again[name]) for name in found)
 
 
-@settings(ALL_THE_SAME, max_examples=8)
+@settings(ALL_THE_SAME, max_examples=5)
 @given(net=networks(), structures=SOME)
 def test_at_a_part_of_the_cost_it_runs_costs_what_it_says_and_comes_back(
     net: Network, structures: tuple[str, ...]
@@ -293,7 +293,7 @@ def test_at_a_part_of_the_cost_it_runs_costs_what_it_says_and_comes_back(
     check_smaller(net, structures)
 
 
-@settings(ALL_THE_SAME, max_examples=4)
+@settings(ALL_THE_SAME, max_examples=3)
 @given(net=networks(most=4, for_onnx=True), structures=SOME)
 def test_onnxruntime_gives_what_the_smaller_network_gives(net: Network, structures: tuple[str, ...]) -> None:
     result = smaller(net, net.build(), structures)
