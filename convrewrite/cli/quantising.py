@@ -99,13 +99,11 @@ def require_float32(model: "nn.Module", where: str = "--int8", instead: str = _L
 
 def told(rows: "Sequence[Int8Row]") -> str:
     """The table, and below it what the file that was written, that of the last row, lost beyond what a result may lose."""
-    from convrewrite.meanings import MOST_UNEXPLAINED
-
-    lost = []
-    for output in rows[-1].fidelity.outputs:
-        lost += [f"{what} of {output.name} {figure:.2%}" for what, figure in output.lost().items()]
-        if output.unexplained is not None and not output.unexplained <= MOST_UNEXPLAINED:
-            lost.append(f"unexplained variance of {output.name} {output.unexplained:.2%}")
+    lost = [
+        f"{what} of {output.name} {figure:.2%}"
+        for output in rows[-1].fidelity.outputs
+        for what, figure in (output.lost() | output.unfollowed()).items()
+    ]
     if not lost:
         return table(rows)
     return (

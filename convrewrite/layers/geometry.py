@@ -117,7 +117,7 @@ def reversed_margins(spec: ConvSpec) -> list[int]:
 
 
 def require_conv2d(owner: str, conv: nn.Module) -> nn.Conv2d:
-    """``conv`` itself, once it is certain that it computes what ``nn.Conv2d`` computes; raises ValueError."""
+    """As :func:`plain_source`, for an ``nn.Conv2d``; raises ValueError for any other module."""
     if isinstance(conv, nn.ConvTranspose2d):
         raise ValueError(f"{owner}: expected an nn.Conv2d, found an nn.ConvTranspose2d; TransposedConv2d takes these")
     if not isinstance(conv, nn.Conv2d):
@@ -131,11 +131,11 @@ def plain_source(owner: str, conv: Source) -> Source:
     if parametrize.is_parametrized(conv):
         conv = copy.deepcopy(conv)
         conv.get_submodule("parametrizations").eval()
-    require_plain(owner, conv)
+    _require_plain(owner, conv)
     return conv
 
 
-def require_plain(owner: str, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
+def _require_plain(owner: str, conv: nn.Conv2d | nn.ConvTranspose2d) -> None:
     """Raise ValueError unless the convolution computes what torch's computes, from the numbers that it holds now."""
     changed = [name for name in ("forward", "_conv_forward") if hasattr(conv, name) and not _is_known(conv, name)]
     if changed:

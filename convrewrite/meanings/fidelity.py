@@ -74,6 +74,13 @@ class OutputFidelity:
             found["top-1 agreement"] = self.top1_agreement
         return found
 
+    def unfollowed(self) -> dict[str, float]:
+        """In the same form, what it leaves unexplained where it hardly follows the inputs any more, however small its error may
+        be beside numbers that hardly vary."""
+        if self.unexplained is None or self.unexplained <= MOST_UNEXPLAINED:
+            return {}
+        return {"unexplained variance": self.unexplained}
+
 
 @dataclass(frozen=True, slots=True)
 class Fidelity:

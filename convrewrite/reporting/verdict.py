@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from convrewrite.calibration import Calibration
 from convrewrite.fitting import ENOUGH_POSITIONS
-from convrewrite.meanings import MOST_UNEXPLAINED, Fidelity, OutputFidelity
+from convrewrite.meanings import Fidelity, OutputFidelity
 from convrewrite.planning import OVERSTEP
 from convrewrite.reporting.figures import percent
 from convrewrite.rewriting import Outcome
@@ -120,20 +120,17 @@ def unheld(constraints: Constraints, fidelity: Fidelity) -> tuple[str, ...]:
 
 def _lost(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]:
     """What is beyond the limits, output by output."""
-    return [
-        f"{what}{f' of {output.name}' if named else ''} {percent(figure)}"
-        for output in outputs
-        for what, figure in output.lost().items()
-    ]
+    return [_told(output, figure, named) for output in outputs for figure in output.lost().items()]
 
 
 def _unexplained(outputs: Sequence[OutputFidelity], *, named: bool) -> list[str]:
-    """Outputs that hardly follow the inputs any more, however small their error may be beside numbers that hardly vary."""
-    return [
-        f"unexplained variance{f' of {output.name}' if named else ''} {percent(output.unexplained)}"
-        for output in outputs
-        if output.unexplained is not None and not output.unexplained <= MOST_UNEXPLAINED
-    ]
+    """Outputs that hardly follow the inputs any more."""
+    return [_told(output, figure, named) for output in outputs for figure in output.unfollowed().items()]
+
+
+def _told(output: OutputFidelity, figure: tuple[str, float], named: bool) -> str:
+    what, value = figure
+    return f"{what}{f' of {output.name}' if named else ''} {percent(value)}"
 
 
 def _advice(

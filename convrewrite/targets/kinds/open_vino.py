@@ -13,7 +13,6 @@ from convrewrite.targets.target import Compiled, OnnxTarget, Program, array_of, 
 UNCONVERTED = re.compile(r"No conversion rule found for operations: *(.+)")
 """Pattern of the sentence in which OpenVINO lists the operators that it lacks."""
 
-
 INLINE = "a function of the file, which onnx.inliner.inline_local_functions writes out"
 """What to do about an operator that is none of ONNX."""
 
