@@ -235,14 +235,16 @@ def _stream(batches: Iterable[Any], request: Request) -> Iterator[Chunk]:
 
 def _listed(batch: object, request: Request) -> tuple[Tensor, ...] | None:
     """The examples of a batch that has them one by one, as loaders for detectors give them: images beside their targets,
-    ``((image, image), (target, target))``, or a dictionary for each, ``[{"image": image}, {"image": image}]``. None for any other
-    batch."""
+    ``((image, image), (target, target))``, a dictionary for each, ``[{"image": image}, {"image": image}]``, or a plain list of
+    more than two, as two may be an image and its target. None for any other batch."""
     if not isinstance(batch, (tuple, list)) or not batch:
         return None
     if all(isinstance(one, Mapping) and one.keys() == batch[0].keys() for one in batch):
         rows = [_positional(one, request) for one in batch]
     elif len(request.example) == 1 and isinstance(batch[0], (tuple, list)) and batch[0]:
         rows = [(one,) for one in batch[0]]
+    elif len(request.example) == 1 and isinstance(batch, list) and len(batch) > 2:
+        rows = [(one,) for one in batch]
     else:
         return None
     shapes = [example.shape[1:] for example in request.example]

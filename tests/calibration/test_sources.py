@@ -69,7 +69,7 @@ def test_examples_that_a_batch_lists_one_by_one_are_all_read() -> None:
     beside = [(tuple(rows), tuple(targets)) for rows in batches]
     arrays = [([row.numpy() for row in rows], targets) for rows in batches]
     dictionaries = [[{"id": i, "image": row} for i, row in enumerate(rows)] for rows in batches]
-    for source in (beside, arrays, dictionaries):
+    for source in (batches, beside, arrays, dictionaries):
         read = read_calibration(source, EXAMPLE[:1])
         assert sorted(row for (left,) in (*read.fit, *read.held_out) for row in left.tolist()) == LEFT.tolist()
 
