@@ -208,7 +208,7 @@ def find(
     sites = tuple(
         replace(site, refusal=refused[site.name], batch_norm=None) if site.name in refused else site for site in sites
     )
-    sites = without_irreplaceable(fresh, inputs, sites)
+    sites = _as_written(model, lifted, inputs, without_irreplaceable(fresh, inputs, sites))
     if traced.whole is None or traced.unsized is not None:  # then other inputs may take other paths
         sites = on_other_paths(fresh, (varied(inputs), *enlarged(inputs)), sites)
     return lifted, traced, (*_with_what_makes_them(model, lifted, sites), *beside)
@@ -225,6 +225,17 @@ def _lifted_alike(lifted: Lifted, model: nn.Module, fresh: nn.Module) -> tuple[L
         return Lifted(model, reasons={**lifted.reasons, **why}), fresh
 
 
+def _as_written(model: nn.Module, lifted: Lifted, inputs: Inputs, sites: Sequence[Site]) -> tuple[Site, ...]:
+    """:func:`without_irreplaceable` in the model without its lifts too: the result has those alone that it needs, and a kernel
+    that stays computed, as in a decoder with the weights of its encoder, may be computed from the weight of another site."""
+    lifts = {qualified(one.module, conv.name) for one in lifted.lifts for conv in one.convs}
+    if not lifts:
+        return tuple(sites)
+    others = without_irreplaceable(copy_model(model), inputs, [site for site in sites if site.name not in lifts])
+    found = {site.name: site for site in others}
+    return tuple(found.get(site.name, site) for site in sites)
+
+
 def _with_what_makes_them(model: nn.Module, lifted: Lifted, sites: Sequence[Site]) -> tuple[Site, ...]:
     """The sites. One whose kernel is computed at every call counts the parameters that it is computed from, which go when it is
     replaced; if it is computed from buffers alone, its kernel counts as parameters, as at other sites."""
@@ -239,7 +250,13 @@ def _with_what_makes_them(model: nn.Module, lifted: Lifted, sites: Sequence[Site
 def _own_parameters(model: nn.Module, name: str) -> int | None:
     """How many numbers are in the parameters of a module that no other module holds; None where it has no parameters."""
     module = model.get_submodule(name)
-    own = {id(part) for part in module.modules()}
-    elsewhere = {id(p) for part in model.modules() if id(part) not in own for p in part._parameters.values()}
+    seen = {module}
+    waiting = [model]
+    while waiting:  # everything that the model holds by ways that do not lead through the module
+        part = waiting.pop()
+        if part not in seen:
+            seen.add(part)
+            waiting += part.children()
+    elsewhere = {id(p) for part in seen - {module} for p in part._parameters.values()}
     parameters = list(parameters_of(module))
     return sum(p.numel() for p in parameters if id(p) not in elsewhere) if parameters else None

@@ -187,3 +187,22 @@ def test_a_model_that_never_gives_the_same_twice_says_nothing() -> None:
     )
     _, _, sites = find(model.eval(), (X,))
     assert [site.refusal for site in sites] == [None, None]
+
+
+class Decoder(nn.Module):
+    """Has the weights of an encoder that other modules hold, too."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, self.encoder.weight.transpose(0, 1).flip(-1, -2))  # type: ignore[operator]
+
+
+def test_a_site_whose_weight_makes_the_kernel_of_another_one_stays_and_its_parameters_count_once() -> None:
+    encoder = nn.Conv2d(8, 8, 3)
+    model = settled(nn.Sequential(nn.Conv2d(3, 8, 3), encoder, Decoder(encoder)))
+    _, _, sites = find(model, (X,))
+    assert {site.name: site.refusal for site in sites} == {"0": None, "1": REASON, "2": None}
+    assert sites[-1].cost.parameters == 0
