@@ -7,10 +7,11 @@ wrapped; if the outputs change, or a wrapper is not called as often, it is run w
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -35,17 +36,24 @@ from convrewrite.modules import (
 )
 from convrewrite.names import require_names
 from convrewrite.process import quiet
-from convrewrite.state import parameters_of
+from convrewrite.state import address_of, parameters_of
 
 REASON = "the model asks more of it than to be called, as its weight or its type, which a replacement would not have"
 HELD_ELSEWHERE = (
     "the model also reaches it in a way that a replacement does not: not every call came to what was put in its place"
 )
 WEIGHT_HELD_ELSEWHERE = (
-    "the model also reaches its weight in a way that a replacement does not, as through a plain list: something else than the "
-    "convolution goes on using it"
+    "the model also reaches its weight or bias in a way that a replacement does not, as through a plain list: something else "
+    "than the convolution goes on using it"
 )
 LIFTED_LATE = "its forward can be followed only once it has run; run the model once before it is given"
+OWN_WAYS: Mapping[str, tuple[tuple[str, ...], Callable[[nn.Module], object]]] = {
+    "switch": (("train",), lambda model: model.train().eval()),
+    "state": (("state_dict", "_save_to_state_dict", "get_extra_state"), lambda model: model.state_dict()),
+    "move": (("_apply",), lambda model: model._apply(lambda tensor: tensor)),
+}
+"""What a class may do in its own way -> the methods that it overrides for that, and doing it."""
+
 MADE_LATE = "the model makes it only when it runs; run it once before it is given"
 
 
@@ -66,11 +74,7 @@ def without_irreplaceable(model: nn.Module, inputs: Inputs, sites: Sequence[Site
     if trial.obstacle(active) is None:
         return tuple(sites)
     repeats = trial.repeats()  # if outputs never repeat, other outputs prove nothing
-    reasons = {site.name: trial.obstacle([site]) for site in active}
-    refusals = {name: why for name, why in reasons.items() if why is not None and (repeats or why != REASON)}
-    return tuple(
-        replace(site, refusal=refusals[site.name], batch_norm=None) if site.name in refusals else site for site in sites
-    )
+    return tuple(site if site.refusal is not None else trial.allowed(site, repeats) for site in sites)
 
 
 def on_other_paths(model: nn.Module, others: Iterable[Inputs], sites: Sequence[Site]) -> tuple[Site, ...]:
@@ -120,11 +124,20 @@ class _Trial:
         self.before.restore()
         return same
 
+    def allowed(self, site: Site, repeats: bool) -> Site:
+        """The site with what this trial shows: that it has to stay, or that its BatchNorm has to."""
+        without_norm = replace(site, batch_norm=None)  # as it may be the BatchNorm that more is asked of
+        for one in (site, without_norm) if site.batch_norm is not None else (site,):
+            why = self.obstacle([one])
+            if why is None or (why == REASON and not repeats):
+                return one
+        return replace(without_norm, refusal=why)
+
     def obstacle(self, sites: Sequence[Site]) -> str | None:
         """Why the model gives other outputs once the parts of these sites are wrapped, does not call each part as often as
-        before, or uses a weight that a wrapped part does not have; None where nothing changes."""
-        model, switches = self.model, _switches(self.model)
-        parts, convs = _parts(model, sites), [model.get_submodule(site.name) for site in sites]
+        before, uses a tensor that a wrapped part does not have, or has no state then; None where nothing changes."""
+        model, works = self.model, _works(self.model)
+        parts = _parts(model, sites)
         wrappers = {part: nn.Sequential(part) for part in parts.values()}
         for part, wrapper in wrappers.items():
             show_geometry(part, wrapper)
@@ -132,7 +145,7 @@ class _Trial:
         same, reads = True, False
         try:
             with (
-                _other_weights(convs) as weights,
+                _other_tensors(model, parts.values()) as tensors,
                 calls_counted({name: wrappers[part] for name, part in parts.items()}) as outer,
                 calls_counted(parts) as inner,
                 quiet(),
@@ -140,8 +153,8 @@ class _Trial:
                 for outputs in self.expected:
                     seen = tally(model, self.inputs)
                     same &= alike(outputs, named_outputs(seen.output))
-                    reads |= any(map(seen.read, weights))
-            same = same and (_switches(model) or not switches)
+                    reads |= any(map(seen.read, tensors))
+            same = same and _works(model) >= works
         except TraceError:
             return REASON
         finally:
@@ -157,28 +170,44 @@ class _Trial:
 
 
 @contextmanager
-def _other_weights(convs: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
-    """Inside the block these convolutions have copies of their weights, as a replacement has weights of its own; gives those that
-    they had."""
-    weights = [conv.get_parameter("weight") for conv in convs]
+def _other_tensors(model: nn.Module, parts: Iterable[nn.Module]) -> Iterator[list[Tensor]]:
+    """Inside the block these parts have copies of their parameters and buffers, as a replacement has its own; gives those that
+    they had and no other part of the model has under a name."""
+    tables: list[dict[str, Any]] = [table for part in parts for table in (part._parameters, part._buffers)]
+    own = [(table, name, tensor) for table in tables for name, tensor in table.items() if tensor is not None]
     try:
-        for conv, weight in zip(convs, weights, strict=True):
-            conv._parameters["weight"] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
-        yield list[Tensor](weights)
+        for table, name, tensor in own:
+            copied = tensor.detach().clone()
+            table[name] = nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+        others = {address_of(tensor) for tensor in (*parameters_of(model), *model.buffers())} | {0}
+        yield [tensor for _, _, tensor in own if address_of(tensor) not in others]
     finally:
-        for conv, weight in zip(convs, weights, strict=True):
-            conv._parameters["weight"] = weight
+        for table, name, tensor in own:
+            table[name] = tensor
 
 
-def _switches(model: nn.Module) -> bool:
-    """Whether the model can be put in train mode and back: a class that overrides ``train`` may do more, as merge weights."""
-    own = [module for module in model.modules() if type(module).train is not nn.Module.train]
-    if not own:
-        return True
+def _works(model: nn.Module) -> set[str]:
+    """What works of what the classes of a model do in their own way: they may merge weights where it is put in train mode or
+    back, and ask for them where it gives its state or is moved."""
+    modules = list(model.modules())
+    return {
+        name
+        for name, (methods, do) in OWN_WAYS.items()
+        if any(_has_own(module, methods) for module in modules) and _succeeds(model, do)
+    }
+
+
+def _has_own(module: nn.Module, methods: Sequence[str]) -> bool:
+    """Whether a class overrides one of these methods, or hooks on its state do something."""
+    own = any(getattr(type(module), method) is not getattr(nn.Module, method) for method in methods)
+    return own or ("state_dict" in methods and bool(module._state_dict_hooks or module._state_dict_pre_hooks))
+
+
+def _succeeds(model: nn.Module, do: Callable[[nn.Module], object]) -> bool:
+    """Whether something can be done with a model; what that changes is put back."""
     try:
         with preserved(model):
-            model.train()
-            model.eval()
+            do(model)
     except Exception:  # any class may refuse in any way
         return False
     return True

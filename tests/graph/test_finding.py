@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,6 +91,40 @@ class Listed(Kept):
         return self.weights[0].detach().norm()
 
 
+class Biased(Kept):
+    def __init__(self) -> None:
+        super().__init__()
+        self.biases = [self.asked.bias]
+
+    def once(self) -> Tensor:
+        return self.biases[0].detach().norm()  # type: ignore[union-attr]
+
+
+class Summed(Kept):
+    """Has a norm of a weight in its state."""
+
+    def once(self) -> Tensor:
+        return torch.ones(())
+
+    def get_extra_state(self) -> Tensor:
+        return super().once()
+
+    def set_extra_state(self, _state: Tensor) -> None:
+        """It is never read."""
+
+
+class Flattened(Summed):
+    """Flattens a weight wherever it is moved to, as recurrent layers do."""
+
+    def get_extra_state(self) -> Tensor:
+        return torch.ones(())
+
+    def _apply(self, *args: Any, **named: Any) -> Any:
+        moved = super()._apply(*args, **named)
+        self.flat = self.asked.weight.detach().flatten()
+        return moved
+
+
 class Made(Kept):
     def forward(self, x: Tensor) -> Tensor:
         if not hasattr(self, "made"):
@@ -104,6 +139,9 @@ class Made(Kept):
         (Kept, "asked", REASON),
         (Later, "asked", REASON),
         (Listed, "asked", WEIGHT_HELD_ELSEWHERE),
+        (Biased, "asked", WEIGHT_HELD_ELSEWHERE),
+        (Summed, "asked", REASON),
+        (Flattened, "asked", REASON),
         (Made, "made", MADE_LATE),
     ],
 )
@@ -164,13 +202,18 @@ def test_such_a_model_comes_through() -> None:
     assert reason == REASON
 
 
-def test_a_batch_norm_that_is_asked_for_more_keeps_its_site() -> None:
-    def forward(model: Calls, x: Tensor) -> Tensor:
-        return model.norm(model.conv(x)) + model.norm.eps
-
-    model = settled(Calls(forward, conv=nn.Conv2d(3, 8, 3), norm=nn.BatchNorm2d(8)))
+@pytest.mark.parametrize(
+    "more",
+    [lambda norm, _held: norm.eps, lambda _norm, held: held[0].view(1, -1, 1, 1)],
+    ids=["an attribute", "a weight, through a list"],
+)
+def test_a_batch_norm_that_is_asked_for_more_is_not_folded(more: Callable[[nn.Module, list[Tensor]], Any]) -> None:
+    conv, norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+    held = [norm.weight]
+    model = settled(Calls(lambda m, x: m.norm(m.conv(x)) + more(m.norm, m.held), conv=conv, norm=norm))
+    model.held = held
     _, _, (site,) = find(model, (X,))
-    assert (site.refusal, site.batch_norm) == (REASON, None)
+    assert (site.refusal, site.batch_norm) == (None, None)
 
 
 @pytest.mark.parametrize("make", [Chain, Residual, CalledTwice, TwoNames, NineKinds, Branching])
