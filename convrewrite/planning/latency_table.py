@@ -11,6 +11,7 @@ from convrewrite.graph import Site
 from convrewrite.rules import Candidate, Rule, Shortlist, cost_of
 from convrewrite.runtime import THIS_MACHINE, OptionGraph, Timer
 from convrewrite.structures import Option, Stage, Structure, branch_specs, lowerings
+from convrewrite.values import beside
 
 MIN_GAIN = 0.05
 """An option that saves less than this part of a site's measured time is not worth its error."""
@@ -126,6 +127,14 @@ def gains(seconds: float, before: float, least_gain: float) -> bool:
     return math.isfinite(seconds) and 1 - seconds / before >= least_gain
 
 
+def change_told(change: float, least_gain: float) -> str:
+    """How an option that is too slow changes the time of its site, a part of it: in as many digits as show that it gains less
+    than it must, and never by ``-0%``."""
+    percent = beside(-100 * least_gain, 100 * change, ".0f")
+    shown = percent if float(percent) < 0 else "+" + percent.lstrip("-")
+    return f"changes the measured time by {shown}%"
+
+
 def _timed(shortlist: Shortlist, latency_table: LatencyTable) -> tuple[TimedCandidate, ...]:
     return latency_table.of(shortlist.site, shortlist.candidates) if shortlist.candidates else ()
 
@@ -141,9 +150,8 @@ def _without_slow(shortlist: Shortlist, timed: Sequence[TimedCandidate], least_g
     best = max(timed, key=lambda entry: entry.gain)
     if best.seconds == math.inf:
         return Shortlist(shortlist.site, (), "no option can run there")
-    return Shortlist(
-        shortlist.site, (), f"no option is fast enough: the best changes the measured time by {-best.gain:+.0%}"
-    )
+    told = change_told(-best.gain, least_of(best.candidate.rule, least_gain))
+    return Shortlist(shortlist.site, (), f"no option is fast enough: the best {told}")
 
 
 def aligned(stages: Sequence[Stage], block: int) -> bool:

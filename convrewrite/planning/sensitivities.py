@@ -39,7 +39,7 @@ from convrewrite.planning.curves import (
 from convrewrite.planning.effects import FEW, Evaluator
 from convrewrite.planning.effort import Effort, fewer
 from convrewrite.planning.kept_surveys import KeptSurveys
-from convrewrite.planning.latency_table import LatencyTable, gains, least_of
+from convrewrite.planning.latency_table import LatencyTable, change_told, gains, least_of
 from convrewrite.progress import Stopwatch
 from convrewrite.rewriting import UNREACHED, Propagation, SiteFit, Work, require_memory
 from convrewrite.rules import Candidate, RankRange, SearchSpace
@@ -354,9 +354,9 @@ def _by_structure(curves: Sequence[Curve]) -> list[list[Curve]]:
 def _too_slow(seconds: float, before: float, least: float) -> str:
     if seconds == math.inf:
         return "cannot run there"
-    changed = f"changes the measured time by {seconds / before - 1:+.0%}"
+    changed = change_told(seconds / before - 1, least)
     return (
-        f"{changed}, less than the {least:.0%} it must gain"
+        f"{changed}, less than the {100 * least:g}% it must gain"
         if least > 0
         else f"{changed}: slower than what it replaces"
     )

@@ -14,7 +14,14 @@ from convrewrite.conv import Size
 from convrewrite.errors import PlanError
 from convrewrite.graph.sites import find_sites
 from convrewrite.graph.tracing import trace
-from convrewrite.planning.latency_table import LatencyTable, fast_enough, gains, in_fastest_lowering, least_of
+from convrewrite.planning.latency_table import (
+    LatencyTable,
+    change_told,
+    fast_enough,
+    gains,
+    in_fastest_lowering,
+    least_of,
+)
 from convrewrite.rules.options import Shortlist, search_spaces, shortlist_of
 from convrewrite.rules.schema import Protect, Require, Rule
 from convrewrite.runtime.option_graphs import OptionGraph
@@ -84,6 +91,16 @@ def test_by_default_none_is_slower_than_what_it_replaces(structures: dict[str, S
     assert len(found.candidates) == 1
     [nothing] = fast_enough([before], LatencyTable(structures, timer=in_order([1.2, 1.01, 1.3])))
     assert nothing.reason == "no option is fast enough: the best changes the measured time by +1%"
+
+
+@pytest.mark.parametrize(
+    ("change", "least_gain", "told"),
+    [(-0.001, 0.05, "+0%"), (-0.047, 0.05, "-4.7%"), (0.003, 0.0, "+0.3%"), (-0.03, 0.05, "-3%"), (0.2, 0.05, "+20%")],
+)
+def test_a_change_of_time_is_told_on_its_own_side_of_what_must_be_gained(
+    change: float, least_gain: float, told: str
+) -> None:
+    assert change_told(change, least_gain) == f"changes the measured time by {told}"
 
 
 def test_what_cannot_run_there_is_never_taken(structures: dict[str, Structure]) -> None:
