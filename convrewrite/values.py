@@ -304,6 +304,11 @@ def beside(limit: float, value: float, form: str) -> str:
     return next((text for text in texts if (float(text) > limit, float(text) < limit) == sides), repr(value))
 
 
+def share(part: float) -> str:
+    """A share to a hundredth of a percent, for tables of single figures: ``98.25%``; less than all is never ``100.00%``."""
+    return f"{min(part, 0.9999) if part < 1 else part:.2%}"
+
+
 def apart(one: float, other: float) -> tuple[str, str]:
     """Two different numbers in three digits, or in as many more as it takes to tell them apart."""
     texts = ((f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in range(3, 17))

@@ -18,6 +18,7 @@ from convrewrite.calibration.sources import Chunk, Request, Source, open_source
 from convrewrite.errors import CalibrationError, UsageError
 from convrewrite.inputs import Inputs, moved
 from convrewrite.stored import raw_bytes
+from convrewrite.values import counted
 
 FEW_INPUTS = 64
 """With fewer calibration inputs than this a note says that fits have fewer samples than unknowns; more of them add little to
@@ -199,7 +200,7 @@ def _few(count: int) -> tuple[str, ...]:
     if count >= FEW_INPUTS:
         return ()
     return (
-        f"only {count} calibration inputs, {FEW_INPUTS} or more are advised: a fit then has fewer samples than "
+        f"only {counted(count, 'calibration input')}, {FEW_INPUTS} or more are advised: a fit then has fewer samples than "
         "unknowns and is shrunk towards the weights",
     )
 
@@ -220,7 +221,7 @@ def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[
     if source.total is not None and source.total > count:
         notes[f"{count} of {source.total} {DRAWN}"] = None
     elif source.total is None and count == limit:
-        notes[f"reading stopped after the first {count} inputs"] = None
+        notes[f"reading stopped after the first {counted(count, 'input')}"] = None
     inputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))
     repeated = count - len({_digest(inputs, index) for index in range(count)})
     if repeated > REPEATED * count:

@@ -19,7 +19,7 @@ from convrewrite.meanings import Evaluation
 from convrewrite.places import out_of_memory
 from convrewrite.progress import Progress, silent
 from convrewrite.settings import MEMORY
-from convrewrite.values import shape_text
+from convrewrite.values import counted, shape_text
 
 NOISE_EXAMPLES = 64
 """Random inputs that results are evaluated on where there are no others."""
@@ -162,9 +162,11 @@ def evaluation_inputs(inputs: Inputs, data: Calibration, batch: int | None = Non
     examples the model takes at a time."""
     if data.held_out:
         kind = "calibration" if data.kind == "data" else "synthetic"
-        return Evaluation(data.held_out, f"measured on {data.held_out_count} held-out {kind} inputs")
+        return Evaluation(data.held_out, f"measured on {counted(data.held_out_count, f'held-out {kind} input')}")
     if data.fit:
-        return Evaluation(data.fit, f"measured on the {data.fitted_on} inputs that the factors were fitted on")
+        return Evaluation(
+            data.fit, f"measured on the {counted(data.fitted_on, 'input')} that the factors were fitted on"
+        )
     noise = tuple(_noise_like(tensor) for tensor in inputs)
     basis = f"measured on {NOISE_EXAMPLES} random noise inputs: says little about real ones"
     return Evaluation((noise,) if batch is None else in_whole_batches((noise,), batch), basis, noise=True)

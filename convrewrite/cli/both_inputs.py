@@ -60,7 +60,8 @@ class Both:
             raise CalibrationError(
                 f"calibration inputs: expected at least {batch}, as a model takes so many at a time, found {count}"
             )
-        note = f"the last {count - left} inputs were left out: a model takes {batch} at a time"
+        out = "input was" if count - left == 1 else "inputs were"
+        note = f"the last {count - left} {out} left out: a model takes {batch} at a time"
         return replace(self, inputs=tuple(tensor[:left] for tensor in self.inputs), notes=(*self.notes, note))
 
 

@@ -121,7 +121,7 @@ def table(rows: "Sequence[Int8Row]") -> str:
         worst = Worst.of(row.fidelity.outputs)
         cells.append((
             row.name, f"{row.bytes:,}", f"{row.macs:,}", f"{row.latency:.2f}x", f"{worst.error:.2%}",
-            "" if worst.agreement is None else f"{worst.agreement:.2%}", "" if worst.kl is None else f"{worst.kl:.2g}",
+            "" if worst.agreement is None else values.share(worst.agreement), "" if worst.kl is None else f"{worst.kl:.2g}",
             f"{row.float_error:.2%}", row.way,
         ))  # fmt: skip
     return drawn(HEADERS, cells, "lrrrrrrrl")

@@ -10,6 +10,7 @@ from convrewrite.cli.grouped import Commands, command, examples_of
 from convrewrite.cli.options import AsJson
 from convrewrite.cli.voice import say, say_json
 from convrewrite.errors import VerificationError
+from convrewrite.values import counted
 
 rules_app = typer.Typer(
     help="The rules that say which convolutions become what.",
@@ -72,4 +73,4 @@ def rules_check(
     if failed:
         raise VerificationError(f"{file}: {len(failed)} of {len(findings)} checks fail")
     if not as_json:
-        say(f"{file}: valid; {len(findings)} examples hold")
+        say(f"{file}: valid; {counted(len(findings), 'example')} {'holds' if len(findings) == 1 else 'hold'}")

@@ -69,6 +69,7 @@ from convrewrite.tuning import (
     resumed,
     task_of,
 )
+from convrewrite.values import counted
 
 EVERY = 100_000_000
 """A limit on inputs that are read, larger than any number of them: their size is bounded by the memory."""
@@ -215,7 +216,7 @@ def _train(run: Recovering, data: object, processes: Processes) -> tuple[Distill
     asked, extras, plan = run.asked, run.extras, run.came.plan
     given = TrainingInputs.split(inputs, extras.labels, asked.seed, taken, own)
     held_out = given.held_out_batches(min(asked.batch, len(given.held_out[0])))
-    basis = f"measured on {len(given.held_out[0])} held-out inputs of {source}"
+    basis = f"measured on {counted(len(given.held_out[0]), 'held-out input')} of {source}"
     said = asked_meanings(asked.outputs)
     evaluation = Evaluation(held_out, basis).with_meanings(run.original, said, plan.meanings())
     sites = {site.name: site.batch_norm for site in plan.sites if site.option is not None}

@@ -183,6 +183,8 @@ class Planner:
             if not slow or self.constraints.any_speed:
                 raise
             left_out = f"{slow} options were left out because they measure slower than what they replace"
+            if slow == 1:
+                left_out = "1 option was left out because it measures slower than what it replaces"
             raise PlanError("; ".join([str(error), left_out, *self._ways_out(surveyed)])) from error
         found = fastest_of_equals(allocation, budget)
         left = ", ".join(f"{name} {found.part(name):.3f}" for name in budget)

@@ -3,6 +3,7 @@
 from convrewrite.reporting import figures
 from convrewrite.runtime import Verification
 from convrewrite.tables import shortened, table
+from convrewrite.values import counted, share
 
 HEADERS = (
     "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "unexpl. variance",
@@ -17,7 +18,7 @@ def render_verification(outcome: Verification, examples: int, source: str) -> st
     shown = [i for i, header in enumerate(HEADERS) if header not in OPTIONAL or any(row[i] for row in rows)]
     drawn = table([HEADERS[i] for i in shown], [[row[i] for i in shown] for row in rows], "ll" + "r" * (len(shown) - 2))
     taken = [figures.taken(name, m.kind, m.reason, m.weight) for name, m in outcome.fidelity.meanings.items()]
-    lines = [drawn, f"on {examples} {source}", *taken]
+    lines = [drawn, f"on {counted(examples, source.removesuffix('s'))}", *taken]
     if outcome.fidelity.left_out:
         lines.append(f"not compared, as they are no tensors: {', '.join(outcome.fidelity.left_out)}")
     return "\n".join(map(shortened, lines))
@@ -35,8 +36,8 @@ def _row(outcome: Verification, index: int) -> tuple[str, ...]:
         "yes" if parity.passed else "no",
         f"{fidelity.relative_error:.3%}" if fidelity.equal_share is None else "",
         figures.cell(fidelity.unexplained, ".2%"),
-        figures.cell(fidelity.top1_agreement, ".2%"),
+        figures.cell(fidelity.top1_agreement, share),
         figures.cell(fidelity.kl, ".3g"),
         figures.cell(fidelity.cosine, ".4f"),
-        figures.cell(fidelity.equal_share, ".2%"),
+        figures.cell(fidelity.equal_share, share),
     )

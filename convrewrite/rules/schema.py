@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictBool, 
 from pydantic_core import PydanticCustomError
 
 from convrewrite.conv import ConvSpec, Kind, Size, classify
-from convrewrite.values import shape_text
+from convrewrite.values import counted, shape_text
 
 _QUIET = re2.Options()
 """Options of RE2, which would otherwise print patterns that it cannot read. Its time grows with the length of a
@@ -237,7 +237,7 @@ class Protect(_Table):
             yield Refusal("protect.stem", text + (_way_out(subject) if self.stem is None else ""))
         least_channels = (1 if weighed else NARROWEST) if self.min_channels is None else self.min_channels
         if channels < least_channels:
-            text = f"too small to gain: {channels} channels on its narrower side, the rule asks for {least_channels}"
+            text = f"too small to gain: {counted(channels, 'channel')} on its narrower side, the rule asks for {least_channels}"
             yield Refusal("protect.min_channels", text + (_way_out(subject) if self.min_channels is None else ""))
         if subject.mac_share < self.min_mac_share:
             share, least = _told_apart(subject.mac_share, self.min_mac_share)

@@ -335,7 +335,7 @@ def test_rules_check(tmp_path: Path) -> None:
     file.write_text(head + "[[rule.accepts]]\nconv = { in_channels = 64, out_channels = 64, kernel_size = [3, 3] }\n")
     good = call("rules", "check", file)
     assert good.code == 0
-    assert "mine.toml: valid; 1 examples hold" in good.said
+    assert "mine.toml: valid; 1 example holds" in good.said
     file.write_text(head + "[[rule.accepts]]\nconv = { in_channels = 64, out_channels = 64, kernel_size = [1, 1] }\n")
     failing = call("rules", "check", file)
     assert failing.code == 1

@@ -462,3 +462,13 @@ def test_provenance_comes_back_from_metadata_and_survives_changes() -> None:
         changed = Provenance.of(made.metadata() | {"convrewrite.outputs": text})
         assert changed is not None
         assert changed.outputs == {}
+
+
+def test_one_input_is_named_in_the_singular() -> None:
+    one = ((images(1),),)
+    assert (
+        evaluation_inputs((images(1),), Calibration(one, one, "data", "x")).basis
+        == "measured on 1 held-out calibration input"
+    )
+    alone = evaluation_inputs((images(1),), Calibration(one, (), "data", "x"))
+    assert alone.basis == "measured on the 1 input that the factors were fitted on"

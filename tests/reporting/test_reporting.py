@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from pydantic import ValidationError
 
+from convrewrite import values
 from convrewrite.conv import Kind
 from convrewrite.reporting import figures
 from convrewrite.reporting.html import render_html
@@ -285,6 +286,7 @@ def test_other_numbers_have_their_unit() -> None:
     assert [figures.duration(s) for s in (4.5e-5, 3.9e-3, 1.2, 75)] == ["45.0 us", "3.90 ms", "1.20 s", "75.0 s"]
     assert [figures.percent(p) for p in (0.98, 0.0321, 0.00012, 12.3)] == ["98.0 %", "3.2 %", "0.012 %", "1230 %"]
     assert [figures.percent(p) for p in (0.99949, 0.9996, 1.0)] == ["99.9 %", "99.9 %", "100.0 %"]
+    assert [values.share(p) for p in (0.98254, 0.999999, 1.0)] == ["98.25%", "99.99%", "100.00%"]
     assert [figures.change(r) for r in (0.998, 1.0, 1.002, 0.38)] == [
         "1.00x (+0 %)", "1.00x (+0 %)", "1.00x (+0 %)", "0.38x (-62 %)",
     ]  # fmt: skip
