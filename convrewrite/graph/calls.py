@@ -54,6 +54,9 @@ TRANSFORMED = (
 """Why a convolution that is called so stays: torch may use other weights there, and multiplies more than the convolution
 itself does."""
 
+OTHER_WEIGHTS = "it is called with other weights than its own, as under torch.func.functional_call, which a replacement would not take"
+"""Why a convolution that is called so stays."""
+
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")
 """Arguments that must be constants for a call to be a module. The number of groups follows from the channels."""
 
@@ -149,6 +152,8 @@ class _Observer(TorchFunctionMode):
             entry = self._note(name, name, module, geometry, _convolved_input(geometry, (args, kwargs)))
             if len(args) + len(kwargs) > 1 and type(module) in (*SITE_TYPES, *VOLUME_TYPES):
                 entry.refusal = entry.refusal or MORE_THAN_INPUT
+            if any(id(own) not in self._own for own in module._parameters.values() if own is not None):
+                entry.refusal = entry.refusal or OTHER_WEIGHTS
 
     def _leave(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         self._stack.pop()

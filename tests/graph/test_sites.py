@@ -11,6 +11,7 @@ from torch.nn.utils import prune
 
 from convrewrite.conv import ConvSpec, Cost, Kind
 from convrewrite.errors import TraceError
+from convrewrite.graph.calls import OTHER_WEIGHTS
 from convrewrite.graph.sites import COMPUTED, Site, find_sites
 from convrewrite.graph.tracing import trace
 from convrewrite.layers.dynamic import DynamicConv2d
@@ -243,6 +244,16 @@ def test_a_weight_that_a_functional_call_uses_too_is_refused() -> None:
     sites = sites_of(model)
     assert "functional call" in str(sites["conv"].refusal)
     assert "functional call on conv.weight" in str(sites["#0"].refusal)
+
+
+def test_a_convolution_that_is_called_with_other_weights_than_its_own_is_refused() -> None:
+    def forward(m: Calls, x: Tensor) -> Tensor:
+        doubled = {name: 2 * own for name, own in m.conv.named_parameters()}
+        same = dict(m.other.named_parameters())
+        return torch.func.functional_call(m.other, same, torch.func.functional_call(m.conv, doubled, x))
+
+    sites = sites_of(Calls(forward, conv=conv(), other=conv()))
+    assert [sites[name].refusal for name in ("conv", "other")] == [OTHER_WEIGHTS, None]
 
 
 @pytest.mark.parametrize("register", ["register_forward_hook", "register_forward_pre_hook"])
