@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from convrewrite.errors import TraceError
-from convrewrite.escaping import message_of, one_line
+from convrewrite.escaping import message_of, one_line, summary
 from convrewrite.inputs import Inputs, varied
 from convrewrite.modules.counting import Watch
 from convrewrite.modules.holders import CACHED, VIEWS, is_importable, is_plain, reachable, referent, replace_parts
@@ -102,8 +102,23 @@ def private_copy(model: nn.Module, inputs: Inputs) -> nn.Module:
             "let its train() do as it is told, and let what is to stay random draw its numbers in any mode"
         )
     if found[0] is None:  # the copy does not even run where the original does: its error says more
-        _seeded(clone, inputs, needed=True)
+        _require_running(clone, inputs)
     raise TraceError(_why(model, same and not shared, shared, changes))
+
+
+def _require_running(clone: nn.Module, inputs: Inputs) -> None:
+    """Raise TraceError where a copy of a model that runs does not, with what is missing in it."""
+    try:
+        _seeded(clone, inputs, needed=True)
+    except TraceError as error:
+        if higher_order(clone) is not None:
+            raise
+        kind = type(clone).__name__
+        raise TraceError(
+            f"{kind}: a copy of the model does not run where the model does ({summary(error.__cause__)}): something that its forward "
+            "reaches is not copied along, as what a class keeps in slots or by the identity of its objects; "
+            "copy.deepcopy(model).eval() has to give a model that runs"
+        ) from error
 
 
 def _require_same_weights(

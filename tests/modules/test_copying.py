@@ -484,6 +484,24 @@ def test_a_model_may_hold_the_data_from_which_its_inputs_are_cut() -> None:
     assert private_copy(model, (data[:2],)).trainer.loader is not data
 
 
+class InSlots(nn.Module):
+    """Which ``copy.deepcopy`` leaves behind."""
+
+    __slots__ = ("scale",)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.scale
+
+
+def test_a_copy_that_does_not_run_is_told_from_a_model_that_does_not() -> None:
+    model = InSlots()
+    vars(InSlots)["scale"].__set__(model, 2)
+    with pytest.raises(
+        TraceError, match="a copy of the model does not run where the model does .*'scale'.* not copied along"
+    ):
+        private_copy(model, (torch.ones(1, 2),))
+
+
 def test_a_model_that_cannot_be_copied_is_refused() -> None:
     model = made(Stateful)
     model.lock = threading.Lock()
