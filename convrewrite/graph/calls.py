@@ -54,7 +54,9 @@ TRANSFORMED = (
 """Why a convolution that is called so stays: torch may use other weights there, and multiplies more than the convolution
 itself does."""
 
-OTHER_WEIGHTS = "it is called with other weights than its own, as under torch.func.functional_call, which a replacement would not take"
+OTHER_WEIGHTS = (
+    "it is called with other weights than its own, as by torch.func.functional_call, which a replacement would not take"
+)
 """Why a convolution that is called so stays."""
 
 GEOMETRY = ("stride", "padding", "dilation", "transposed", "output_padding")

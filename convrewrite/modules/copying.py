@@ -115,8 +115,8 @@ def _require_running(clone: nn.Module, inputs: Inputs) -> None:
             raise
         kind = type(clone).__name__
         raise TraceError(
-            f"{kind}: a copy of the model does not run where the model does ({summary(error.__cause__)}): something that its forward "
-            "reaches is not copied along, as what a class keeps in slots or by the identity of its objects; "
+            f"{kind}: a copy of the model does not run where the model does ({summary(error.__cause__)}): something that its "
+            "forward reaches is not copied along, as what a class keeps in slots or by the identity of its objects; "
             "copy.deepcopy(model).eval() has to give a model that runs"
         ) from error
 

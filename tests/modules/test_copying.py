@@ -496,9 +496,7 @@ class InSlots(nn.Module):
 def test_a_copy_that_does_not_run_is_told_from_a_model_that_does_not() -> None:
     model = InSlots()
     vars(InSlots)["scale"].__set__(model, 2)
-    with pytest.raises(
-        TraceError, match="a copy of the model does not run where the model does .*'scale'.* not copied along"
-    ):
+    with pytest.raises(TraceError, match=r"a copy of the model does not run where the model does .*'scale'"):
         private_copy(model, (torch.ones(1, 2),))
 
 
