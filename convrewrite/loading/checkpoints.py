@@ -29,6 +29,7 @@ from convrewrite.stored import (
     ExcessiveError,
     ForbiddenError,
     ForbiddenNameError,
+    InstancesOnly,
     is_base,
     names_asked,
     read_pickle,
@@ -65,6 +66,10 @@ _PLAIN: dict[str, Any] = {
     "torch.nn.parallel.data_parallel.DataParallel": nn.DataParallel,
     **{f"torch.nn.functional.{name}": getattr(nn.functional, name) for name in _ACTIVATIONS},
 }
+
+_RUNS_TEXT = "ultralytics."
+"""Beginning of the homes of classes whose constructors evaluate text of their arguments, as the activation of a network's
+description, or fetch weights. A file can have a layer call a class that the layer keeps, with arguments bound by the file."""
 
 _NAMESPACES = ("ultralytics.utils.IterableSimpleNamespace",)
 """Records of a trainer's settings on a network: ultralytics leaves one on a network that is still being trained."""
@@ -221,7 +226,7 @@ def _read_trusted(path: Path) -> tuple[object, tuple[str, ...]]:
 def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
     """What a file gets for a name it asks for; None if it must not have it."""
     if name in classes:
-        return classes[name]
+        return _as_filled(classes[name])
     if name in _PLAIN:
         return _PLAIN[name]
     if name in NUMPY:
@@ -229,7 +234,15 @@ def _resolve(name: str, classes: Mapping[str, type]) -> Any | None:
     if re.fullmatch(r"torch\.nn\.init\.[a-z]\w*", name):
         function = getattr(nn.init, name.rpartition(".")[2], None)
         return function if isinstance(function, FunctionType) and function.__module__ == "torch.nn.init" else None
-    return _namespace(name) if name in _NAMESPACES else _network_class(name)
+    return _namespace(name) if name in _NAMESPACES else _as_filled(_network_class(name))
+
+
+def _as_filled(found: type | None) -> type | InstancesOnly | None:
+    """A class as a file gets it: itself, or only its instances."""
+    if found is None or not issubclass(found, nn.Module):
+        return found
+    runs_text = any(base.__module__.startswith(_RUNS_TEXT) for base in found.__mro__)
+    return InstancesOnly(found) if runs_text else found
 
 
 def _network_class(name: str) -> type | None:

@@ -1,7 +1,7 @@
 """What files hold, read within limits: arrays, archives, pickles, results of earlier runs. Knows no model."""
 
 from convrewrite.stored.arrays import Archive, StoredArray, map_array, require_numbers, require_room
-from convrewrite.stored.bounds import ExcessiveError, ForbiddenError, ForbiddenNameError
+from convrewrite.stored.bounds import ExcessiveError, ForbiddenError, ForbiddenNameError, InstancesOnly
 from convrewrite.stored.digests import raw_bytes, tensors_digest
 from convrewrite.stored.numbers import NUMPY
 from convrewrite.stored.result_cache import NOTHING_KEPT, ResultCache, RunCache
@@ -15,6 +15,7 @@ __all__ = [
     "ExcessiveError",
     "ForbiddenError",
     "ForbiddenNameError",
+    "InstancesOnly",
     "ResultCache",
     "RunCache",
     "StoredArray",

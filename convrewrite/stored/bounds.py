@@ -6,6 +6,7 @@ Everything a file makes is charged to one account, before it is made, so that ti
 import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from enum import Enum
 from graphlib import CycleError, TopologicalSorter
 from pickle import UnpicklingError
@@ -62,6 +63,13 @@ class ForbiddenNameError(ForbiddenError):
 
 class ExcessiveError(UnpicklingError):
     """Reading a file would take time or memory out of proportion; the message says what, how much, and the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstancesOnly:
+    """Stands in for a class whose instances a file may have, and which it may neither call nor keep: its constructor runs text."""
+
+    kind: type
 
 
 def require(holds: bool, otherwise: str) -> None:
@@ -189,7 +197,9 @@ def _require_within(ways: int, depth: int) -> None:
 
 
 def _parts(value: Any) -> list[Any]:
-    """What lies directly within a value that a file made."""
+    """What lies directly within a value that a file made. Raises ForbiddenError for a class that the file must not keep."""
+    if isinstance(value, InstancesOnly):
+        raise ForbiddenError(f"it keeps the class {value.kind.__name__} itself, besides layers of it")
     if isinstance(value, _LEADING_OUT):
         return []
     parts: list[Any] = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from convrewrite.escaping import printable
 from convrewrite.names import is_name
-from convrewrite.stored.bounds import MOST_LAYERS, Bounds, ExcessiveError, ForbiddenError, require
+from convrewrite.stored.bounds import MOST_LAYERS, Bounds, ExcessiveError, ForbiddenError, InstancesOnly, require
 
 LONGEST_NAME = 1_000
 """Most letters in the name of a module, a parameter or a buffer, and most bytes in that of a type."""
@@ -90,6 +90,7 @@ def require_few_layers(value: Any, state: Mapping[Any, Any]) -> None:
 
 def kind_of(value: Any) -> str:
     """The name of a class or function, or of the class of a value."""
+    value = value.kind if isinstance(value, InstancesOnly) else value
     return str(getattr(value, "__qualname__", type(value).__name__))
 
 

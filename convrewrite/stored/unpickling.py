@@ -33,6 +33,7 @@ from convrewrite.stored.bounds import (
     ExcessiveError,
     ForbiddenError,
     ForbiddenNameError,
+    InstancesOnly,
     require,
     require_shape,
 )
@@ -178,7 +179,8 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         full = _present_name(module, name)
         granted = type(self).resolved(full)
         if granted is not None:
-            self._granted[id(granted)] = granted
+            for one in (granted, granted.kind) if isinstance(granted, InstancesOnly) else (granted,):
+                self._granted[id(one)] = one
             return granted
         value = _base(full)
         if value is None:
@@ -200,7 +202,8 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         usual = isinstance(reference, tuple) and len(reference) > 1
         if usual and reference[0] == "module":
             require(
-                self._is_granted(reference[1]) and isinstance(reference[1], type), "it refers to a module of no class"
+                self._is_granted(reference[1]) and isinstance(reference[1], type | InstancesOnly),
+                "it refers to a module of no class",
             )
             self.stack.append(reference[1])
             return
@@ -234,6 +237,7 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
         """NEWOBJ."""
         arguments = self.stack.pop()
         kind = self.stack.pop()
+        kind = kind.kind if isinstance(kind, InstancesOnly) else kind
         if not (isinstance(kind, type) and self._is_granted(kind)):
             raise ForbiddenError(f"it makes a {kind_of(kind)}")
         is_tuple = issubclass(kind, tuple)
@@ -319,7 +323,10 @@ class _Unpickler(pickle._Unpickler):  # the one in Python, whose steps can be re
 
     def _partial(self, function: Any, *more: Any) -> Any:
         allowed = isinstance(function, functools.partial) or self._is_granted(function)
-        require(allowed and not more, "it binds arguments to something else than a layer")
+        require(
+            allowed and not isinstance(function, InstancesOnly) and not more,
+            "it binds arguments to something else than a layer",
+        )
         return functools.partial(function)
 
     def _keep(self, value: Any) -> Any:

@@ -342,3 +342,38 @@ def test_what_python_2_and_the_old_format_wrote_is_read(tmp_path: Path) -> None:
         got: Any = read_pickle(tmp_path / "m.pt")
         assert list(got) == ["a", "b"]
         assert got["b"].tolist() == [1.0]
+
+
+RUNS_TEXT = """
+from torch import nn
+class Net(nn.Module):
+    def __init__(self, activation="nn.ReLU()", *rest):
+        super().__init__()
+        self.act = eval(activation)
+"""
+
+
+def test_a_class_of_ultralytics_that_evaluates_text_is_not_called_by_another_layer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Path
+) -> None:
+    """Its networks evaluate the activation that they are made with; a layer calls whatever it holds as its activation."""
+    package = tmp_path / "site" / "ultralytics" / "nn"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    (package / "tasks.py").write_text(RUNS_TEXT)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    net = import_object("ultralytics.nn.tasks:Net")
+    layer: Any = nn.TransformerEncoderLayer(8, 2, 8)
+    for bound in (functools.partial(net, f"open({str(marker)!r}, 'w')"), net, {"within": [net]}, defaultdict(net)):
+        layer.activation = bound
+        for zipped in (True, False):
+            torch.save(layer, tmp_path / "m.pt", _use_new_zipfile_serialization=zipped)
+            with pytest.raises(
+                ModelLoadError, match=r"may run code: (it keeps the class Net|it binds|a dictionary makes)"
+            ):
+                load_model(tmp_path / "m.pt").model(torch.zeros(1, 1, 8))
+            assert not marker.exists()
+    layer.activation = net()
+    torch.save(layer, tmp_path / "m.pt")
+    assert type(load_model(tmp_path / "m.pt").model.activation) is net
