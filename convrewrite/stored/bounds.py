@@ -67,7 +67,7 @@ class ExcessiveError(UnpicklingError):
 
 @dataclass(frozen=True, slots=True)
 class InstancesOnly:
-    """Stands in for a class whose instances a file may have, and which it may neither call nor keep: its constructor runs text."""
+    """Stands in for a class of which a file may have instances, but may neither call nor keep it: its constructor runs text."""
 
     kind: type
 
