@@ -155,7 +155,7 @@ def time_graphs(
 
     def run_of(graph: OptionGraph) -> Compiled:
         program, shape = option_program(target, graph, input_size, channels=min(channels), dims=dims)
-        return compiled(program, (torch.ones(shape),), target, threads)
+        return compiled(program, (torch.ones(shape, dtype=torch.float32),), target, threads)
 
     with target.at_work(threads):
         first = run_of(graphs[0])
@@ -176,7 +176,7 @@ def time_unit(*, threads: int = 1, target: Target = ONNXRUNTIME) -> float:
 def _unit_and_frame(target: Target, threads: int) -> tuple[Compiled, Compiled]:
     def run_of(graph: OptionGraph) -> Compiled:
         program, shape = option_program(target, graph, UNIT_SIZE, channels=UNIT.in_channels, dims=UNIT.dims)
-        return compiled(program, (torch.ones(shape),), target, threads)
+        return compiled(program, (torch.ones(shape, dtype=torch.float32),), target, threads)
 
     return run_of(((UNIT,),)), run_of(())
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -75,7 +76,7 @@ class _Summed(nn.Module):
 
     def __init__(self, branches: OptionGraph) -> None:
         super().__init__()
-        chains = [nn.Sequential(*(spec.mixed.build() for spec in chain)) for chain in branches]
+        chains = [nn.Sequential(*(spec.mixed.build(torch.float32) for spec in chain)) for chain in branches]
         self.branches = nn.ModuleList(chains)
 
     def forward(self, x: Tensor) -> Tensor:

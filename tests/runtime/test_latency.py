@@ -265,6 +265,28 @@ def test_times_are_relative_to_the_first_graph_and_without_the_frame() -> None:
     assert times == pytest.approx([8.0] + [2.0] * (1 + interleaving.GRAPHS_PER_ROUND), rel=0.01)
 
 
+@pytest.mark.parametrize("target", [OnnxRuntime(), TorchEager()], ids=["onnxruntime", "torch"])
+def test_options_are_timed_in_float32_whatever_the_default_dtype(
+    target: OnnxRuntime | TorchEager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    def noted(program: Program, inputs: Sequence[Tensor], *_: object) -> Compiled:
+        weights = [] if program.module is None else [*program.module.parameters()]
+        seen.update(tensor.dtype for tensor in [*inputs, *weights])
+        return lambda: None
+
+    monkeypatch.setattr(latency, "compiled", noted)
+    monkeypatch.setattr(latency, "framed_seconds", lambda made, *_, **__: [run() and 1.0 for run in made])
+    torch.set_default_dtype(torch.float64)
+    try:
+        time_graphs([((SPEC,),), SEPARABLE], (4, 4), target=target, in_units=True)
+        latency.time_unit(target=target)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert seen == {torch.float32}
+
+
 def test_graphs_really_run_and_never_cost_nothing() -> None:
     times = time_graphs([((SPEC,),), SEPARABLE], (8, 8), rounds=2)
     assert len(times) == 2
