@@ -5,7 +5,7 @@ Every node is tried on what onnxruntime gave for it in runs of the whole graph, 
 trusted.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,8 +120,8 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
     """
     named = dict(zip(opened.session.input_names, inputs, strict=True))
     own, held = ExampleAxis.of(opened.file.model).divided(named)
-    runs, batch = _observed(opened, own, held)
     constants = Constants(opened.file, own, held)
+    runs, batch = _observed(opened, own, held, constants.names)
     constants.learn(runs[0])
     judged = judged_values(opened.file.model.graph, constants.names, runs[:2])
     if not judged.names:
@@ -157,7 +157,9 @@ def _batches(inputs: Inputs) -> list[Inputs]:
     return [inputs, other, tuple(torch.cat([a, b]) if a.ndim else a for a, b in zip(inputs, other, strict=True))]
 
 
-def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> tuple[list[Values], int | None]:
+def _observed(
+    opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tensor], constants: Collection[str]
+) -> tuple[list[Values], int | None]:
     """The values of all nodes for the batches that the graph takes, and how many examples it takes; None for any number."""
     inputs = tuple(own.values())
     # In a process of its own first, as it may not end.
@@ -178,17 +180,15 @@ def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tens
             )
         else:
             break
-    if len(runs) == 3 and _adds_up(opened.file, runs):
+    ends = [entry.name for entry in opened.file.model.graph.output if entry.name not in constants]
+    if len(runs) == 3 and _adds_up(ends, runs):
         return runs, None
     return runs[:2], int(inputs[0].shape[0]) if inputs[0].ndim else 1
 
 
-def _adds_up(file: OnnxFile, runs: Sequence[Values]) -> bool:
+def _adds_up(outputs: Sequence[str], runs: Sequence[Values]) -> bool:
     """Whether two examples together give what each gives alone."""
-    return all(
-        _stacked(*(run.get(entry.name) for run in runs)) or entry.name not in runs[0]
-        for entry in file.model.graph.output
-    )
+    return all(_stacked(*(run.get(name) for run in runs)) or name not in runs[0] for name in outputs)
 
 
 def _stacked(first: Any, second: Any, both: Any) -> bool:

@@ -189,6 +189,7 @@ def test_outputs_that_are_the_same_for_every_input_are_not_judged(tmp_path: Path
     module = made_of(graph(text, {"w": (4,)}), tmp_path)
     assert told(module).judged.names == ("y",)
     assert list(module(noise(2, 4))) == ["y"]
+    assert (told(module).batch, told(module).notes) == (None, ())
     with pytest.raises(UsageError, match="expected outputs that hang on the inputs, found none"):
         made_of(graph("(float[N, 4] x) => (float[4] c) { c = Mul(w, w) }", {"w": (4,)}), tmp_path)
 
