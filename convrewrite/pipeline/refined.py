@@ -9,17 +9,21 @@ from torch import Tensor
 
 from convrewrite.pipeline.notes import SITES_AS_FITTED
 from convrewrite.rewriting import Rewritten, Work
+from convrewrite.runtime import measure_fidelity
+from convrewrite.settings import Keep
 from convrewrite.stored import RunCache, tensors_digest
 from convrewrite.tuning import Refined, Refinement, refine, rewritten_parameters
 
 LOG = logging.getLogger(__name__)
 
 
-def refined(work: Work, rewritten: Rewritten) -> list[str]:
+def refined(work: Work, rewritten: Rewritten, keep: Keep | None) -> list[str]:
     """Refine all rewritten sites together, in place, where it was asked for or there is something to gain; returns notes for the
     report.
 
     Unasked it is done only on real inputs, in runs that are not ``fast``, and where the effect on held-out inputs is worth it.
+    It is undone where less than the fidelity to ``keep`` is left, which was there before: the effect is a mean over all outputs,
+    and one of them may lose what others gain.
     """
     sites = {o.site.name: o.site.batch_norm for o in rewritten.outcomes if o.candidate is not None}
     if not sites or not _wanted(work):
@@ -38,9 +42,30 @@ def refined(work: Work, rewritten: Rewritten) -> list[str]:
         asked=bool(work.settings.refine),
     )
     with work.watch.timed("refine"):
+        before = {name: tensor.clone() for name, tensor in _numbers(task).items()}
         found = _refined(task, work)
+        if keep is not None and found.after < found.before and not _keeps_on(task, keep, before):
+            return [f"refined in {found.steps} steps, after which a {keep} did not hold any more: left as it was"]
     LOG.info("%s", found.note or "nothing to refine")
     return [f"{found.note}{SITES_AS_FITTED if found.after < found.before else ''}"] if found.note else []
+
+
+def _keeps_on(task: Refinement, keep: Keep, before: Mapping[str, Tensor]) -> bool:
+    """Whether the fidelity is kept, or was not kept ``before`` either. Where it is lost, the numbers before are put back."""
+    if _keeps(task, keep):
+        return True
+    own = _numbers(task)
+    after = {name: tensor.clone() for name, tensor in own.items()}
+    _put(own, before)
+    if _keeps(task, keep):
+        return False
+    _put(own, after)
+    return True
+
+
+def _keeps(task: Refinement, keep: Keep) -> bool:
+    found = measure_fidelity(task.original, task.rewritten, task.held_out, task.meanings)
+    return keep.allows(found.least_agreement, found.worst_error)
 
 
 class _Kept(BaseModel):

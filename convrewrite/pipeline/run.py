@@ -169,7 +169,7 @@ class Run:
         if choice.fitted is not None:
             put_on(device, choice.fitted.rewritten.model)
         rewritten, allocation = planner.fit(choice)
-        return rewritten, allocation, refined(planner.work, rewritten)
+        return rewritten, allocation, refined(planner.work, rewritten, planner.constraints.keep)
 
     def finish(self, choice: Choice, name: str, notes: Sequence[str], plan: Plan | None = None) -> Result:
         """Fit and apply, measure, report. ``plan``: the one that is carried out; None: one is made from the choice."""

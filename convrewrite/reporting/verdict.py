@@ -205,11 +205,8 @@ def _faster(constraints: Constraints, rules: Sequence[str]) -> str:
 
 def _too_far(constraints: Constraints, fidelity: Fidelity) -> str | None:
     keep, agreement = constraints.keep, fidelity.least_agreement
-    if keep is None:
+    if keep is None or keep.allows(agreement, fidelity.worst_error):
         return None
+    measured = fidelity.worst_error if keep.measure == "error" or agreement is None else agreement
     advice = "give the budget more room" if constraints.budget else "make a new plan, with more inputs"
-    if keep.measure == "agreement" and agreement is not None and not agreement >= keep.limit:
-        return f"asked to keep a {keep}, measured {beside(keep.limit, agreement, '.6g')}; {advice}"
-    if keep.measure == "error" and not fidelity.worst_error <= keep.limit:
-        return f"asked to keep a {keep}, measured {beside(keep.limit, fidelity.worst_error, '.6g')}; {advice}"
-    return None
+    return f"asked to keep a {keep}, measured {beside(keep.limit, measured, '.6g')}; {advice}"

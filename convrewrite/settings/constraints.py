@@ -28,6 +28,13 @@ class Keep:
             return f"top-1 agreement of at least {self.limit:g}"
         return f"relative output error of at most {self.limit:g}"
 
+    def allows(self, agreement: float | None, error: float) -> bool:
+        """Whether it is kept, by the least agreement of any output, None without class scores, and the largest relative error;
+        a number that is not one keeps nothing."""
+        if self.measure == "error":
+            return error <= self.limit
+        return agreement is None or agreement >= self.limit
+
 
 KeepSource = float | Mapping[str, float] | Keep | None
 

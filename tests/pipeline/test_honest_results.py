@@ -24,7 +24,7 @@ from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.fidelity import Fidelity, RunningFidelity, effect_of
 from convrewrite.meanings.kinds import Meaning, OutputKind, tell
 from convrewrite.onnx_files.provenance import Provenance
-from convrewrite.pipeline import gathering
+from convrewrite.pipeline import gathering, refined
 from convrewrite.planning.plan import Plan
 from convrewrite.reporting.html import render_html
 from convrewrite.reporting.markdown import render_markdown
@@ -40,6 +40,7 @@ from convrewrite.runtime.onnx_export import Exported
 from convrewrite.runtime.parity import Parity
 from convrewrite.runtime.timing import Baseline
 from convrewrite.settings import Constraints, Keep
+from convrewrite.tuning import Refined, Refinement
 
 RULE = "separable"
 UNCALLED = "does not compute the same any more"
@@ -472,3 +473,21 @@ def test_one_input_is_named_in_the_singular() -> None:
     )
     alone = evaluation_inputs((images(1),), Calibration(one, (), "data", "x"))
     assert alone.basis == "measured on the 1 input that the factors were fitted on"
+
+
+@pytest.mark.parametrize("limit", [0.5, 0.001], ids=["held", "missed before"])
+def test_a_refinement_after_which_the_fidelity_is_not_kept_is_undone(
+    limit: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoiled(task: Refinement, _work: object) -> Refined:
+        for numbers in refined._numbers(task).values():
+            numbers.mul_(-1)
+        return Refined(1.0, 0.5, steps=7)
+
+    asked: dict[str, Any] = {"budget": {"macs": 0.7}, "keep": {"error": limit}, "resume": False}
+    before = lossy(**asked).report
+    monkeypatch.setattr(refined, "_refined", spoiled)
+    after = lossy(**asked, refine=True).report
+    held = limit == 0.5
+    assert (after.fidelity == before.fidelity, after.refused is None) == (held, held)
+    assert any(note.endswith("at most 0.5 did not hold any more: left as it was") for note in after.notes) == held
