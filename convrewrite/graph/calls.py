@@ -138,10 +138,14 @@ class _Observer(TorchFunctionMode):
         self.users: dict[int, set[str]] = defaultdict(set)
 
     def handles(self) -> Iterator[RemovableHandle]:
-        """Registers hooks on every module that takes any."""
+        """Registers hooks on every module that takes any, once in every table of them: copy.copy makes modules that share one."""
+        tables: set[int] = set()
         for module in self._model.modules():
             if isinstance(module, torch.jit.ScriptModule):  # it takes no hooks, and nothing in it can be replaced
                 continue
+            if id(module._forward_pre_hooks) in tables:
+                continue
+            tables.add(id(module._forward_pre_hooks))
             yield module.register_forward_pre_hook(self._enter, with_kwargs=True, prepend=True)
             yield module.register_forward_hook(self._leave, always_call=True)
 

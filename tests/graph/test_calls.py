@@ -1,5 +1,7 @@
 """What a run shows: calls of modules and functions, and who uses which tensor."""
 
+import copy
+
 import pytest
 import torch
 from networks import Calls
@@ -33,6 +35,12 @@ def test_a_functional_call_in_a_module_called_twice_is_one_convolution_with_two_
     assert call.sizes == [(8, 8), (4, 4)]
     assert all(weight is model.filter.kernel for weight in call.weights)
     assert seen.runs[id(model.filter)] == 2
+
+
+def test_a_shallow_copy_of_a_module_shares_its_hooks_and_counts_its_own_calls_alone() -> None:
+    conv = nn.Conv2d(3, 3, 3)
+    seen = observe(Calls(lambda m, x: m.other(m.conv(m.conv(x))), conv=conv, other=copy.copy(conv)), (X,))
+    assert {name: call.sizes for name, call in seen.calls.items()} == {"conv": [(8, 8), (6, 6)], "other": [(4, 4)]}
 
 
 def test_functional_calls_in_one_forward_are_counted() -> None:
