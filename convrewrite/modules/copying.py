@@ -49,6 +49,7 @@ def copy_model(model: nn.Module, *, as_it_is: bool = False, sharing: Iterable[Te
     try:
         with ordinary_mode():
             clone = _copied(model, sharing)
+            _require_own_parts(model, clone)
             if not as_it_is:
                 clone.eval()  # which a class may override without giving anything back
             return clone
@@ -58,6 +59,19 @@ def copy_model(model: nn.Module, *, as_it_is: bool = False, sharing: Iterable[Te
         raise TraceError(
             f"{type(model).__name__}: the model cannot be copied ({one_line(error)}); {_what_to_do(error)}"
         ) from error
+
+
+def _require_own_parts(model: nn.Module, clone: nn.Module) -> None:
+    """Raise TraceError where a class has made parts of the original parts of its copy: what is done to the copy would be done to
+    these, too."""
+    made = set(clone.modules())
+    kept = next((name for name, module in model.named_modules() if module in made), None)
+    if kept is not None:
+        kind = type(model.get_submodule(kept)).__name__
+        raise TraceError(
+            f"{type(model).__name__}: expected copy.deepcopy to copy every part of the model, found {kept or 'the model'} itself "
+            f"({kind}) in the copy, as its __deepcopy__ says; take it off the model before, and put it on the result"
+        )
 
 
 def _what_to_do(error: Exception) -> str:

@@ -484,6 +484,20 @@ def test_a_model_may_hold_the_data_from_which_its_inputs_are_cut() -> None:
     assert private_copy(model, (data[:2],)).trainer.loader is not data
 
 
+class Teacher(nn.Linear):
+    """Copied as itself, as it never learns."""
+
+    def __deepcopy__(self, _memo: Any) -> "Teacher":
+        return self
+
+
+def test_a_part_that_is_copied_as_itself_is_refused_and_stays_as_it_was() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), Teacher(2, 2))
+    with pytest.raises(TraceError, match=r"found 1 itself \(Teacher\) in the copy"):
+        copy_model(model)
+    assert model[1].training
+
+
 class InSlots(nn.Module):
     """Which ``copy.deepcopy`` leaves behind."""
 
