@@ -204,10 +204,10 @@ def _require_there(files: Sequence[Path]) -> None:
 
 
 def copy_into(folder: Path, files: Sequence[Path]) -> None:
-    """Copies of files, and of folders with all that is in them."""
+    """Copies of files, and of folders with all that is in them; links in these stay links, which may lead to a device."""
     for file in files:
         if file.is_dir():
-            shutil.copytree(file, folder / file.name)
+            shutil.copytree(file, folder / file.name, symlinks=True)
         else:
             shutil.copy(file, folder / file.name)
 

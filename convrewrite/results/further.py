@@ -12,13 +12,19 @@ FOLDER = "kept"
 
 
 def files_of(result: Result | Path) -> tuple[list[Path], list[Path]]:
-    """The ONNX file of a result, or of a folder with one, with its weights beside it; and its further files."""
+    """The ONNX file of a result, or of a folder with one, with its weights beside it; and its further files. In a folder a pipe
+    or a device counts as none: a copy of it would never end."""
     if isinstance(result, Result):
         onnx, further = files_held(result)
     else:
         onnx = result / ONNX
-        further = [result / name for name in sorted({INT8, *file_names()}) if (result / name).exists()]
-    return onnx_files(onnx) if onnx is not None and onnx.exists() else [], further
+        further = [result / name for name in sorted({INT8, *file_names()}) if _is_content(result / name)]
+    there = onnx is not None and _is_content(onnx)
+    return [file for file in onnx_files(onnx) if _is_content(file)] if there else [], further
+
+
+def _is_content(path: Path) -> bool:
+    return path.is_file() or path.is_dir()
 
 
 def kept(files: Sequence[Path], place: Path) -> list[Path]:
