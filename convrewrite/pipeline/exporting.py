@@ -14,6 +14,7 @@ from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.forms import forms_of
 from convrewrite.pipeline.keywords import settings_of
 from convrewrite.pipeline.networks import ModelSource, at_home, example_for, network_of
+from convrewrite.pipeline.tried import require_tried
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.reporting import Report
@@ -75,5 +76,7 @@ def export_result(
         evaluation = evaluation_inputs(network.inputs, data, taken).with_meanings(copy, {}, plan.meanings())
         forms = forms_of(tuple(to), copy, network.inputs, exporter, None, report.asked.free_axes)
         onnx = file if file.is_file() else None
+        if onnx is not None:
+            require_tried(onnx, exporter, evaluation.batches[0], asked.timeout)
         written = forms.write(rewritten, onnx, evaluation, data.fit, scratch.path, progress)
         return add_exports(folder, plan, report, written)

@@ -18,6 +18,7 @@ from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.keywords import settings_of
 from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
+from convrewrite.pipeline.tried import require_tried
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.quantising import quantise_file
@@ -95,6 +96,7 @@ def quantise(
                 copy, network.inputs, scratch.path, asked.clock, asked.threads, exporter, asked.target
             )
             data = _data(network, copy, calibration, asked, progress)
+            require_tried(file, exporter, data.fit[0], asked.timeout)
             four = _Four(file, baseline, data, plan.meanings(), progress)
             rows = four.rows((report.totals.macs.before, report.totals.macs.after))
             require_described(
