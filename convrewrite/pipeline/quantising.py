@@ -88,7 +88,7 @@ def quantise(
             "of the float32 model that this was made of"
         )
     with at_work(asked.seed), surroundings_preserved(network.model), write_errors(folder, "another folder"):
-        place = resolved(folder / INT8)
+        place = resolved(folder) / INT8  # a link of that name may lead anywhere, and is replaced itself
         with Scratch(nearest(place)) as scratch:
             copy = private_copy(network.model, network.inputs)
             exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
