@@ -8,6 +8,7 @@ import math
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +23,9 @@ NUMBERS = "fuib"
 
 MOST_MEMBERS = 10_000
 """Most arrays in an ``.npz``."""
+
+LONGEST_HEADER = 10_000
+"""Most bytes of a header, numpy's own limit; that of an array of numbers has some hundred."""
 
 _CHUNK = 1 << 22
 """Most bytes that are read at a time where rows are passed over."""
@@ -138,10 +142,15 @@ def require_numbers(where: str, dtype: np.dtype[Any]) -> None:
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether columns come first, and dtype. Version 3 is for names of fields, which no array of numbers has."""
     version = np.lib.format.read_magic(file)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    readers = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}
     if version not in readers:
         raise ValueError(f"a NumPy file of version {version}, which numbers do not need")
-    shape, columns_first, dtype = readers[version](file)
+    width, read = readers[version]
+    size = _exactly(file, width)
+    length = int.from_bytes(size, "little")
+    if length > LONGEST_HEADER:  # numpy would read all of it, four gigabytes, before it says so
+        raise ValueError(f"a header of {length} bytes, the limit is {LONGEST_HEADER}")
+    shape, columns_first, dtype = read(BytesIO(size + _exactly(file, length)))
     if any(size < 0 for size in shape):
         raise ValueError(f"a shape of negative sizes, {shape_text(shape)}")
     return shape, columns_first, dtype

@@ -1,12 +1,13 @@
 """Sizes in archives, also where PyTorch's own reader does not tell them, as before version 2.12."""
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 
-from convrewrite.stored import archives
+from convrewrite.stored import Archive, archives
 from convrewrite.stored.bounds import ExcessiveError
 
 READER = torch._C.PyTorchFileReader
@@ -43,3 +44,17 @@ def test_an_archive_that_unpacks_to_more_than_it_is_is_refused(tmp_path: Path) -
         archive.writestr("bomb/data.pkl", bytes(1 << 20))
     with pytest.raises(ExcessiveError, match=r"torch\.save does not compress"):
         archives.stored_sizes(tmp_path / "bomb.pt")
+
+
+def test_a_header_of_an_array_is_not_read_before_its_length_is_known_to_be_one(tmp_path: Path) -> None:
+    """Zeros take no room in an archive: a file of four megabytes could have a header of four gigabytes."""
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.npy", b"\x93NUMPY\x02\x00" + (16 << 20).to_bytes(4, "little") + bytes(16 << 20))
+    found = Archive(tmp_path / "x.npz", 1 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="a header of 16777216 bytes, the limit is 10000"):
+            found["x"]
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
