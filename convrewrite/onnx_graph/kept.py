@@ -32,6 +32,10 @@ HELD = (
     "no input with examples changes what it gives, so nothing can be fitted to it; export the model with examples along the "
     "first axis of what it takes"
 )
+WITHOUT_EXAMPLES = (
+    "the first axis of the model's inputs does not count examples, as it gets no row of its own for each; export the model with "
+    "an axis of examples in front of all others"
+)
 UNUSED = "no output of the model depends on it, and it is never run; simplify the model first, and it is gone"
 BEHIND = (
     "what it takes is chosen by numbers (detections): two models choose differently, so nothing can be fitted to it; cut the "

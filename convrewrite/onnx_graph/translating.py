@@ -20,7 +20,7 @@ from convrewrite.modules import Shared
 from convrewrite.onnx_graph.building import Builder, Built
 from convrewrite.onnx_graph.example_axis import ExampleAxis
 from convrewrite.onnx_graph.file import OnnxFile
-from convrewrite.onnx_graph.kept import COMPUTED, QUANTISED, dequantised
+from convrewrite.onnx_graph.kept import COMPUTED, QUANTISED, WITHOUT_EXAMPLES, dequantised
 from convrewrite.onnx_graph.observing import Observer, Values
 from convrewrite.onnx_graph.opaque import NAMED
 from convrewrite.onnx_graph.opening import Opened
@@ -46,6 +46,7 @@ class Translation(Shared):
         pads: for convolutions, zeros and ``auto_pad`` that stand before them, by name.
         weight_types: ONNX's numbers of the types of weights that nodes compute, by the names of these values.
         refused: why convolutions among these stay, by name.
+        counted: whether the first axis of the inputs counts examples, as far as the convolutions tell.
         opaque: operators of the nodes that onnxruntime runs, with how many of each.
         blocks_gradients: whether real numbers go through these.
         sizes: shapes of values in the example run.
@@ -61,6 +62,7 @@ class Translation(Shared):
     pads: Mapping[str, tuple[tuple[int, ...], str]]
     weight_types: Mapping[str, int]
     refused: Mapping[str, str]
+    counted: bool
     opaque: Mapping[str, int]
     blocks_gradients: bool
     sizes: Mapping[str, tuple[int, ...]]
@@ -84,7 +86,7 @@ class Translation(Shared):
                 f"{name} ({'x'.join(map(str, value.shape)) or 'a number'})" for name, value in self.held.items()
             )
             notes.append(f"inputs without an axis of examples stay as in the example input: {names}")
-        if self.batch is not None:
+        if self.batch is not None and self.counted:
             notes.append(f"the graph takes {self.batch} example{'s' if self.batch > 1 else ''} at a time")
         return tuple(notes)
 
@@ -121,7 +123,11 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
     named = dict(zip(opened.session.input_names, inputs, strict=True))
     own, held = ExampleAxis.of(opened.file.model).divided(named)
     constants = Constants(opened.file, own, held)
-    runs, batch = _observed(opened, own, held, constants.names)
+    runs = _observed(opened, own, held)
+    counted = _counts_examples(opened.file, constants.names, _length(own), runs)
+    ends = [entry.name for entry in opened.file.model.graph.output if entry.name not in constants.names]
+    batch = None if len(runs) == 3 and _adds_up(ends, runs) else _length(own)
+    runs = runs if batch is None else runs[:2]
     constants.learn(runs[0])
     judged = judged_values(opened.file.model.graph, constants.names, runs[:2])
     if not judged.names:
@@ -141,7 +147,7 @@ def translate(opened: Opened, inputs: Inputs) -> fx.GraphModule:
             sizes = {name: tuple(value.shape) for name, value in runs[0].items() if hasattr(value, "shape")}
             made = Translation(
                 opened, tuple(own), held, judged, built.nodes, built.pads, _weight_types(opened.file, constants, built),
-                _refused(opened.file, constants, built), built.opaque, built.blocks_gradients, sizes, batch,
+                _refused(opened.file, constants, built, counted), counted, built.opaque, built.blocks_gradients, sizes, batch,
                 None if takes_any else batch,
             )  # fmt: skip
             built.module.meta |= {INPUT_NAMES: made.inputs, TRANSLATION: made}
@@ -157,10 +163,14 @@ def _batches(inputs: Inputs) -> list[Inputs]:
     return [inputs, other, tuple(torch.cat([a, b]) if a.ndim else a for a, b in zip(inputs, other, strict=True))]
 
 
-def _observed(
-    opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tensor], constants: Collection[str]
-) -> tuple[list[Values], int | None]:
-    """The values of all nodes for the batches that the graph takes, and how many examples it takes; None for any number."""
+def _length(own: Mapping[str, Tensor]) -> int:
+    """How many examples there are, by the first input."""
+    first = next(iter(own.values()))
+    return int(first.shape[0]) if first.ndim else 1
+
+
+def _observed(opened: Opened, own: Mapping[str, Tensor], held: Mapping[str, Tensor]) -> list[Values]:
+    """The values of all nodes for those of the three batches that the graph takes."""
     inputs = tuple(own.values())
     # In a process of its own first, as it may not end.
     given = [(dict(own) | dict(held))[name] for name in opened.session.input_names]
@@ -180,10 +190,18 @@ def _observed(
             )
         else:
             break
-    ends = [entry.name for entry in opened.file.model.graph.output if entry.name not in constants]
-    if len(runs) == 3 and _adds_up(ends, runs):
-        return runs, None
-    return runs[:2], int(inputs[0].shape[0]) if inputs[0].ndim else 1
+    return runs
+
+
+def _counts_examples(file: OnnxFile, constants: Collection[str], examples: int, runs: Sequence[Values]) -> bool:
+    """Whether the first axis of the inputs counts examples: some convolution has more rows for more of them, or, where the graph
+    takes so many only, one or several for each. Without convolutions that tell, it does."""
+    nodes = [node for node in file.model.graph.node if node.op_type in ("Conv", "ConvTranspose")]
+    names = [node.output[0] for node in nodes if node.output[0] not in constants]
+    shapes = [tuple(run[name].shape for run in (runs[0], runs[-1])) for name in names if name in runs[0]]
+    if len(runs) == 3:
+        return not shapes or any(one[:1] != both[:1] for one, both in shapes)
+    return not shapes or any(one[0] % examples == 0 for one, _ in shapes)
 
 
 def _adds_up(outputs: Sequence[str], runs: Sequence[Values]) -> bool:
@@ -237,8 +255,9 @@ def _takes_both(built: Built, batches: Sequence[Inputs], runs: Sequence[Values])
     return all(_stacked(runs[0][name], runs[1][name], tensor.numpy()) for name, tensor in found.items())
 
 
-def _refused(file: OnnxFile, constants: Constants, built: Built) -> dict[str, str]:
-    """The convolutions whose weights are whole numbers in the file, or whose weights or biases depend on inputs that are held."""
+def _refused(file: OnnxFile, constants: Constants, built: Built, counted: bool) -> dict[str, str]:
+    """The convolutions whose weights are whole numbers in the file, or whose weights or biases depend on inputs that are held; or
+    all, where no axis of the inputs counts examples."""
     whole = dequantised(file)
     refused: dict[str, str] = {}
     for name, node in _convolutions(file, built):
@@ -246,6 +265,8 @@ def _refused(file: OnnxFile, constants: Constants, built: Built) -> dict[str, st
             refused[name] = COMPUTED
         elif node.input[1] in whole:
             refused[name] = QUANTISED
+        elif not counted:
+            refused[name] = WITHOUT_EXAMPLES
     return refused
 
 

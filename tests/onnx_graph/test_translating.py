@@ -15,6 +15,7 @@ from convrewrite.inputs import parameter_names
 from convrewrite.onnx_graph import batch_of, building, is_graph
 from convrewrite.onnx_graph.examples import example_of_graph
 from convrewrite.onnx_graph.file import NodeView
+from convrewrite.onnx_graph.kept import WITHOUT_EXAMPLES
 from convrewrite.onnx_graph.opaque import Region
 from convrewrite.onnx_graph.translating import translate
 
@@ -233,6 +234,30 @@ def test_a_graph_of_two_examples(tmp_path: Path) -> None:
     assert told(module).batch == 2
     assert told(module).notes == ("the graph takes 2 examples at a time",)
     require_equal(module, noise(2, 3, 8, 8))
+
+
+SIGNAL = """
+(float[T] x) => (float[1, 4] y) {
+    s = Constant<value_ints = [1, 1, -1]>() a = Reshape(x, s) b = Conv(a, w) c = GlobalAveragePool(b) y = Flatten(c)
+}
+"""
+IMAGE = """
+(float[3, 8, 8] x) => (float[1, 4] y) {
+    s = Constant<value_ints = [1, 3, 8, 8]>() a = Reshape(x, s) b = Conv(a, w) c = GlobalAveragePool(b) y = Flatten(c)
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "weight", "example"), [(SIGNAL, (4, 1, 1), (1,)), (SIGNAL, (4, 1, 3), (9,)), (IMAGE, (4, 3, 3, 3), (3, 8, 8))]
+)  # fmt: skip
+def test_without_an_axis_of_examples_convolutions_stay(
+    text: str, weight: tuple[int, ...], example: tuple[int, ...], tmp_path: Path
+) -> None:
+    module = made_of(graph(text, {"w": weight}), tmp_path, noise(*example))
+    assert list(told(module).refused.values()) == [WITHOUT_EXAMPLES]
+    assert told(module).notes == (), "a place or a channel is no example"
+    require_equal(module, noise(*example, seed=1))
 
 
 def test_integer_and_boolean_values_pass(tmp_path: Path) -> None:
