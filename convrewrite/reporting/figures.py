@@ -9,6 +9,9 @@ from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
 DOES_NOT_APPLY = "-"
+SYNTHESISED = "synthesised from "
+"""How the source of inputs begins that were made here."""
+
 TOTALS_HEADERS = ("", "before", "after", "after / before")
 FIDELITY_HEADERS = (
     "output", "taken for", "relative error", "unexplained variance", "top-1 agreement", "KL (nats)", "cosine", "equal entries",
@@ -335,8 +338,10 @@ def calibration_sentence(report: Report) -> str:
     calibration = report.calibration
     if calibration.kind == "weights only":
         return "Not calibrated: the factors are those of the weights alone, without inputs."
-    kind = "synthetic inputs" if calibration.kind == "synthetic" else "inputs"
     used = f"fitted on {calibration.fitted_on}, {calibration.held_out} held out"
+    if calibration.source.startswith(SYNTHESISED):
+        return f"Calibrated on inputs {calibration.source}: {used}."
+    kind = "synthetic inputs" if calibration.kind == "synthetic" else "inputs"
     return f"Calibrated on {kind} from {calibration.source}: {used}."
 
 
@@ -354,7 +359,8 @@ def recovered_sentences(report: Report) -> list[str]:
     how = ", ".join(
         f"{name} {format(value, 'g') if isinstance(value, float) else value}" for name, value in found.settings.items()
     )
-    run = f"{counted(found.steps, 'step')} in {found.minutes:.1f} min on {counted(found.trained_on, 'input')}: {how}."
+    time = f"{found.minutes:.1f} min" if found.minutes >= 1 else duration(60 * found.minutes)
+    run = f"{counted(found.steps, 'step')} in {time} on {counted(found.trained_on, 'input')}: {how}."
     return [what, run, *([f"Ended early: {found.ended}."] if found.ended else [])]
 
 

@@ -175,6 +175,10 @@ def test_synthetic_inputs_are_called_so_and_a_recovery_says_why_it_ended() -> No
     assert figures.calibration_sentence(bare(calibration=calibration)) == (
         "Calibrated on synthetic inputs from BatchNorm: fitted on 200, 50 held out."
     )
+    made = calibration.model_copy(update={"source": "synthesised from BatchNorm statistics"})
+    assert figures.calibration_sentence(bare(calibration=made)) == (
+        "Calibrated on inputs synthesised from BatchNorm statistics: fitted on 200, 50 held out."
+    )
     found = RecoveredSummary(
         before=0.5, after=0.25, steps=100, kept_step=80, minutes=1.5, trained_on=800, held_out=1,
         settings={"rate": 0.01, "precision": "float32"}, ended="nothing was gained",
@@ -188,6 +192,8 @@ def test_synthetic_inputs_are_called_so_and_a_recovery_says_why_it_ended() -> No
     assert figures.recovered_sentences(bare(recovered=little))[0].startswith(
         "Held-out effect 0.0005354 before, 0.0005351 after,"
     )
+    short = found.model_copy(update={"minutes": 0.0405})
+    assert figures.recovered_sentences(bare(recovered=short))[1].startswith("100 steps in 2.43 s on 800 inputs: ")
     unchanged = found.model_copy(update={"after": 0.5, "kept_step": 0, "ended": None})
     assert [line.partition(":")[0] for line in figures.recovered_sentences(bare(recovered=unchanged))] == [
         "Nothing was better than what came in, which is returned unchanged",
