@@ -115,11 +115,13 @@ def recovery_chart(recovered: RecoveredSummary) -> str:
 
 @contextmanager
 def drawing() -> Iterator[tuple["Figure", "Axes"]]:
-    """An empty, transparent drawing in the style of all charts."""
+    """An empty, transparent drawing in the style of all charts. What a user's ``matplotlibrc`` says does not count, nor one that
+    lies in the working folder, whoever's that is: by it matplotlib would call LaTeX."""
     with quiet(("matplotlib",)):  # it warns of a home folder that cannot be written
         import matplotlib
         from matplotlib.figure import Figure
-    with matplotlib.rc_context(STYLE):
+    usual = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    with matplotlib.rc_context(usual | STYLE):
         figure = Figure(figsize=SIZE, layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.subplots()

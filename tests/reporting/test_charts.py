@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convrewrite.reporting.charts import ErrorPoint, agreement_chart, recovery_chart
+from convrewrite.reporting.charts import ErrorPoint, agreement_chart, depth_chart, recovery_chart
 from convrewrite.reporting.report import RecoveredSummary
 
 
@@ -59,3 +59,14 @@ def test_numbers_that_are_none_are_not_drawn() -> None:
     )
     drawn = recovery_chart(came)
     assert "kept" in drawn and "what came in" not in drawn
+
+
+def test_a_users_style_is_not_that_of_a_page() -> None:
+    """A ``matplotlibrc``, of the user or in the working folder, may ask for LaTeX, which is not everywhere, and runs its text."""
+    import matplotlib
+
+    points = [ErrorPoint(1, 0.1, 0.2), ErrorPoint(2, 0.2, 0.3)]
+    usual = depth_chart(points)
+    with matplotlib.rc_context({"text.usetex": True, "text.latex.preamble": "\\undefined", "axes.facecolor": "black"}):
+        assert depth_chart(points) == usual
+        assert matplotlib.rcParams["text.usetex"]
