@@ -6,6 +6,7 @@ import importlib
 import os
 import platform
 import signal
+import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -49,6 +50,19 @@ def memory_bytes() -> int:
 def is_ours(about: os.stat_result) -> bool:
     """Whether a file belongs to the user in whose name this process makes files; every file where the system has no users."""
     return not hasattr(os, "geteuid") or about.st_uid == os.geteuid()
+
+
+def permit_alike(made: Path, place: Path) -> None:
+    """Give ``made`` the group and the permissions of what is in ``place``: a folder that its owner had closed to others would
+    otherwise be open again once a new result is in it."""
+    if not hasattr(os, "chown"):  # Windows
+        return
+    with suppress(
+        OSError
+    ):  # nothing is there; or a group that this user is not in, whose permissions are for nobody else
+        before = os.stat(place)
+        os.chown(made, -1, before.st_gid)
+        os.chmod(made, stat.S_IMODE(before.st_mode))
 
 
 def processor() -> tuple[str, frozenset[str]]:

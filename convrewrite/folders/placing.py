@@ -13,6 +13,7 @@ from pathlib import Path
 from convrewrite.errors import UsageError
 from convrewrite.folders.scratch import EARLIER, KNOWN, PLACE, Scratch, remove_leftovers, unwritable, write_errors
 from convrewrite.interrupts import held
+from convrewrite.machine import permit_alike
 
 TRIES = 5
 """How often putting it there is tried: another process may make or remove the place meanwhile."""
@@ -49,10 +50,11 @@ def nearest(place: Path) -> Path:
 def put(made: Path, place: Path, scratch: Scratch) -> None:
     """Put ``made``, a file or a folder in ``scratch``, in ``place``; afterwards what was there before is gone.
 
-    ``scratch`` lies in the folder nearest to ``place``. Missing folders on the way appear with it. Ctrl-C waits. Raises OSError,
-    and then what was there is there still; UsageError where it could not be put back.
+    ``scratch`` lies in the folder nearest to ``place``. Missing folders on the way appear with it. Its permissions stay as they
+    were. Ctrl-C waits. Raises OSError, and then what was there is there still; UsageError where it could not be put back.
     """
     _write_out(made)
+    permit_alike(made, place)
     for attempt in range(TRIES):
         try:
             with held():

@@ -10,6 +10,7 @@ import secrets
 from pathlib import Path
 
 from convrewrite.interrupts import held
+from convrewrite.machine import permit_alike
 from convrewrite.onnx_files.contents import files_beside
 
 WEIGHTS = re.compile(r"(?P<model>.+)\.[0-9a-f]{8}\.data")
@@ -29,9 +30,12 @@ def size_of(path: Path) -> int:
 def place(draft: Path, path: Path) -> None:
     """Put ``draft``, which is alone in its folder with its weights, in the place ``path``; weights of earlier files are removed.
 
-    Both lie on one file system, and have one name. Where it raises OSError, the earlier file is still there, whole.
+    Both lie on one file system, and have one name. Who may read the file stays as it was. Where it raises OSError, the earlier
+    file is still there, whole.
     """
     new = _weights_of(draft)
+    for file in (draft, *new):
+        permit_alike(file, path)
     with held():
         for file in new:
             os.replace(file, path.parent / file.name)

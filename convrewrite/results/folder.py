@@ -218,7 +218,7 @@ def _write(made: Path, model: nn.Module, plan: Plan, report: Report) -> None:
     if not is_graph(model):
         _save_module(model, made / MODEL)
         warn_of(write_weights(model, made / WEIGHTS))
-        (made / WEIGHTS).chmod(0o644)  # safetensors writes a file that only its owner can read
+        shutil.copymode(made / MODEL, made / WEIGHTS)  # safetensors writes a file that only its owner can read
     (made / PLAN).write_text(plan.to_json(), encoding="utf-8")
     _write_reports(made, plan, with_digests(report, [made / PLAN, made / WEIGHTS, *onnx_files(made / ONNX)]))
 

@@ -45,6 +45,18 @@ def test_the_new_takes_the_place_of_the_old(out: Path) -> None:
     assert listing(out.parent) == {"out", "out/file"}
 
 
+@pytest.mark.parametrize("mode", [0o700, 0o770])
+def test_who_may_read_a_place_stays_as_it_was(out: Path, mode: int) -> None:
+    (out.parent / "plan").touch()
+    for place in (out, out.parent / "plan"):
+        place.chmod(mode)
+    with Scratch(out.parent) as scratch:
+        put(made_in(scratch), out, scratch)
+        (scratch.path / "made").write_text("new")
+        put(scratch.path / "made", out.parent / "plan", scratch)
+    assert [place.stat().st_mode & 0o777 for place in (out, out.parent / "plan")] == [mode, mode]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])
 @pytest.mark.parametrize("call", ["rename", "fsync", "open", "exchange"])
 @pytest.mark.parametrize("done", [False, True], ids=["instead", "afterwards"])

@@ -132,6 +132,15 @@ def test_the_weights_hold_the_whole_state_once(result: Result, folder: Path) -> 
     assert set(stored) == set(result.model.state_dict())
 
 
+def test_every_file_of_a_result_is_as_open_to_others_as_the_umask_says(result: Result, tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        folder = result.save(tmp_path / "closed")
+    finally:
+        os.umask(before)
+    assert {path.name: path.stat().st_mode & 0o077 for path in folder.iterdir()} == dict.fromkeys(os.listdir(folder), 0)
+
+
 def test_saving_twice_replaces_and_is_byte_equal(result: Result, folder: Path) -> None:
     before = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix != ".pt"}
     result.save(folder)

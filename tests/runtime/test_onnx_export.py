@@ -305,11 +305,12 @@ def test_nothing_is_printed_and_logging_and_warnings_are_restored(
 
 
 def test_a_link_stays_and_what_it_leads_to_is_written(tmp_path: Path) -> None:
-    (tmp_path / "real.onnx").touch()
+    (tmp_path / "real.onnx").touch(0o600)
     (tmp_path / "link.onnx").symlink_to("real.onnx")
     exported = export(nn.Conv2d(4, 2, 3), (images(),), tmp_path / "link.onnx")
     assert exported.path == tmp_path / "link.onnx" and exported.path.is_symlink()
     assert OnnxModel(tmp_path / "real.onnx").input_names == ("input",)
+    assert (tmp_path / "real.onnx").stat().st_mode & 0o777 == 0o600
 
 
 def test_a_file_is_onnx_whatever_its_suffix(tmp_path: Path) -> None:
