@@ -78,20 +78,21 @@ def for_graph(
 ) -> tuple[ExampleInput | None, tuple[str, ...]]:
     """What is known of an ONNX graph's inputs, by name, and what was assumed for it: ``given``, the values of ``--input``,
     otherwise the sizes of the calibration inputs, or those ``known`` from a report, where the graph leaves them free.
-    ``of_examples``: the inputs that calibration files hold, None for all. Raises UsageError for other names or another number of
-    inputs than the graph has."""
+    ``of_examples``: the inputs that calibration files and reports hold, None for all. Shapes without names are those of all
+    inputs, or of these. Raises UsageError for other names or another number of inputs than the graph has."""
     target = values.example_target(given)
     if target is not None:
         return example_of(import_object(target), f"--input {target}"), ()
-    if given:
-        return noise_for(session, named_shapes(given, session.input_names), seed), ()
     names = session.input_names if of_examples is None else tuple(of_examples)
+    if given:
+        in_order = len(given) == len(names) and all(values.named_shape(text)[0] is None for text in given)
+        return noise_for(session, named_shapes(given, names if in_order else session.input_names), seed), ()
     if calib is not None and (peeked := peek_example(calib, names)) is not None:
         shapes = {name: tuple(tensor.shape) for name, tensor in zip(names, peeked, strict=True)}
         return noise_for(session, fitting(session, shapes), seed), ()
-    if known is None or len(known.shapes) != len(session.input_names) or states_sizes(session):
+    if known is None or len(known.shapes) != len(names) or states_sizes(session):
         return None, ()
-    shapes = dict(zip(session.input_names, known.shapes, strict=True))
+    shapes = dict(zip(names, known.shapes, strict=True))  # a report has no shapes of inputs without examples
     return noise_for(session, fitting(session, shapes), seed), (known.note,)
 
 

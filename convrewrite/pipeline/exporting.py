@@ -13,7 +13,7 @@ from convrewrite.onnx_graph import exporter_of, graph_inputs
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.forms import forms_of
 from convrewrite.pipeline.keywords import settings_of
-from convrewrite.pipeline.networks import ModelSource, at_home, example_for, network_of
+from convrewrite.pipeline.networks import ModelSource, at_home, network_of
 from convrewrite.pipeline.tried import require_tried
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
@@ -61,7 +61,7 @@ def export_result(
     report, plan = read_report(folder), read_plan(folder / PLAN)
     check_addable(folder)
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))
-    network = at_home(network_of(model, example_for(report, model, example_input), asked.timeout))
+    network = at_home(network_of(model, example_input, asked.timeout, report))
     plan.require_model(network.model, weights=True)
     exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
     file, inputs = folder / ONNX, "weights" if calibration is None else calibration

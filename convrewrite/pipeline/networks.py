@@ -14,7 +14,7 @@ from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, moved, requir
 from convrewrite.loading import load_model
 from convrewrite.modules import copy_model, put_on
 from convrewrite.names import require_names
-from convrewrite.onnx_graph import read_network
+from convrewrite.onnx_graph import ExampleAxis, Opened, noise_for, open_onnx, read_network
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
@@ -38,12 +38,15 @@ class BoundNetwork:
     notes: Sequence[str] = ()
 
 
-def network_of(source: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
-    """A model with its inputs bound; an ONNX file has ``timeout`` seconds to open, and again to run once. Raises UsageError for
-    anything other than a model, and for a module without an example; ModelLoadError for a file that cannot be read, and for a
-    module without weights."""
+def network_of(
+    source: ModelSource, example: ExampleInput | None, timeout: float, report: Report | None = None
+) -> BoundNetwork:
+    """A model with its inputs bound; an ONNX file has ``timeout`` seconds to open, and again to run once. ``report``: of a result
+    of that model, by whose shapes an example is made where none is given. Raises UsageError for anything other than a model, and
+    for a module without an example; ModelLoadError for a file that cannot be read, and for a module without weights."""
     with ordinary_mode():  # examples that are made here lie on the processor
-        return _network(source, example, timeout)
+        example = example if report is None else example_for(report, source, example)
+        return _network(source, example, timeout, () if report is None else report.input_shapes)
 
 
 def example_for(report: Report, model: ModelSource, example: ExampleInput | None) -> ExampleInput | None:
@@ -64,14 +67,17 @@ def at_home(network: BoundNetwork) -> BoundNetwork:
     return replace(network, model=put_on(HOME, copy_model(network.model)), inputs=moved(network.inputs, HOME))
 
 
-def _network(source: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
+def _network(
+    source: ModelSource, example: ExampleInput | None, timeout: float, shapes: Sequence[tuple[int, ...]]
+) -> BoundNetwork:
     if isinstance(source, nn.Module):
         require_names(source, type(source).__name__)
         _require_modes(source)
         _require_numbers(source)
         return BoundNetwork(source, bound_inputs(source, _needed(example)), type(source).__name__)
     if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
-        network = read_network(source, example, seconds=timeout)
+        opened = open_onnx(source, seconds=timeout)
+        network = read_network(opened, _of_shapes(opened, shapes) if example is None else example)
         require_common_batch(network.inputs)
         name = source.graph.name if not isinstance(source, str | Path) else str(source)
         return BoundNetwork(network.module, network.inputs, name, network.notes)
@@ -80,6 +86,23 @@ def _network(source: ModelSource, example: ExampleInput | None, timeout: float) 
         return BoundNetwork(loaded.model, bound_inputs(loaded.model, _needed(example)), loaded.source, loaded.notes)
     rebuilt = f"; {REBUILT}" if type(source).__name__ == "ExportedProgram" else ""
     raise UsageError(f"model: expected a module, a path or an onnx.ModelProto, found {type(source).__name__}{rebuilt}")
+
+
+def _of_shapes(opened: Opened, shapes: Sequence[tuple[int, ...]]) -> ExampleInput | None:
+    """Noise of these shapes for the inputs of a graph that have examples, by name; None where the graph has others."""
+    names, session = ExampleAxis.of(opened.file.model).names, opened.session
+    stated = dict(zip(session.input_names, session.input_shapes, strict=True))
+    if len(names) != len(shapes):
+        return None
+    named = dict(zip(names, shapes, strict=True))
+    fit = all(name in session.unranked or _is_stated(stated[name], shape) for name, shape in named.items())
+    return noise_for(session, named) if fit else None
+
+
+def _is_stated(stated: Sequence[int | str | None], shape: Sequence[int]) -> bool:
+    return len(stated) == len(shape) and all(
+        not isinstance(want, int) or want == size for want, size in zip(stated, shape, strict=True)
+    )
 
 
 def _require_modes(model: nn.Module) -> None:

@@ -57,10 +57,10 @@ def quantise(
     original, rewritten, and both in int8.
 
     Args: result: a folder that ``convrewrite optimize`` wrote, with a ``model.onnx``. model, example_input, calibration: the
-    original and inputs, as in :func:`convrewrite.optimize`; inputs must be real ones. Values are calibrated on them; weights per
-    channel or per tensor, and scales between stages, are chosen on a held-out part. settings: of these ``seed``, ``threads``,
-    ``memory``, ``timeout`` and ``runtime`` count. None: the seed is that of the result, so that the same inputs are held out
-    here.
+    original and inputs, as in :func:`convrewrite.optimize`; the example by default has the report's shapes, and inputs must be
+    real ones. Values are calibrated on them; weights per channel or per tensor, and scales between stages, are chosen on a
+    held-out part. settings: of these ``seed``, ``threads``, ``memory``, ``timeout`` and ``runtime`` count. None: the seed is that
+    of the result, so that the same inputs are held out here.
 
     Raises ModelLoadError for a folder without such a file, or with other weights than were measured, PlanError for another
     original, ExportError for what onnxruntime cannot quantise, UsageError where the file cannot be written, CalibrationError
@@ -79,7 +79,7 @@ def quantise(
     seed = report.seed if settings is None else asked.seed
     asked = replace(asked, seed=seed, timings=None)  # four files are timed, on this machine
     require_described(folder, report, (PLAN, WEIGHTS, ONNX))
-    network = at_home(network_of(model, example_input, asked.timeout))
+    network = at_home(network_of(model, example_input, asked.timeout, report))
     plan = read_plan(folder / PLAN)
     plan.require_model(network.model, weights=True)
     if holds_halves(network.model):

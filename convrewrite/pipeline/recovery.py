@@ -30,7 +30,7 @@ from convrewrite.onnx_graph import exporter_of, graph_inputs, is_graph, regions_
 from convrewrite.pipeline.at_a_time import examples_at_a_time
 from convrewrite.pipeline.identity import UNTOLD, augmentation_of, identity_of
 from convrewrite.pipeline.keywords import RecoverKeywords, RecoveryExtras, asked_of, signed
-from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, example_for, network_of
+from convrewrite.pipeline.networks import BoundNetwork, ModelSource, at_home, network_of
 from convrewrite.pipeline.notes import NOT_MEASURED, NOT_TIMED, NOT_TRIED, SITES_AS_FITTED, unmeasured
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import described, out_of_memory, place_of, place_of_model
@@ -180,7 +180,7 @@ def _came(
 
 def _network(report: Report, model: ModelSource, example: ExampleInput | None, timeout: float) -> BoundNetwork:
     """The original with its inputs."""
-    return network_of(model, example_for(report, model, example), timeout)
+    return network_of(model, example, timeout, report)
 
 
 def _require_gradients(network: BoundNetwork) -> None:

@@ -9,10 +9,13 @@ import torch
 from clocks import FalseTimer, in_place_of_this_machine
 from commands import Ran, call, small_network
 from model_files import forget_modules_below
+from onnx_texts import graph
 from torch import nn
 
-from convrewrite.cli.example_inputs import as_images, given_example
+from convrewrite.cli.example_inputs import as_images, for_graph, given_example
+from convrewrite.cli.known_sizes import KnownSizes
 from convrewrite.errors import UsageError
+from convrewrite.onnx_files import OnnxModel
 from convrewrite.reporting.report import Report
 
 MODEL = """
@@ -219,6 +222,17 @@ def test_names_of_a_model_that_names_no_inputs() -> None:
     for given in (["a=1x2"], ["a=1x2", "1x3"]):
         with pytest.raises(UsageError, match="expected shapes without names, as the model names no inputs"):
             given_example(AnyNumber(), given)
+
+
+@pytest.mark.parametrize("reported", [False, True])
+def test_shapes_of_a_graph_may_be_those_of_its_inputs_with_examples(reported: bool) -> None:
+    text = "(float[N, 4, H] x, float rate) => (float[N, 4, H] y) { y = Mul(x, rate) }"
+    known = KnownSizes(((1, 4, 9),), Path("out/report.json")) if reported else None
+    session = OnnxModel(graph(text).SerializeToString())
+    example, _ = for_graph(session, () if reported else ("1x4x9",), None, known, of_examples=("x",))
+    assert isinstance(example, dict) and {name: tuple(x.shape) for name, x in example.items()} == {"x": (1, 4, 9)}
+    with pytest.raises(UsageError, match="expected 2 shapes, in the order of the inputs x, rate"):
+        for_graph(session, ("1x4x9", "1", "2"), None, known, of_examples=("x",))
 
 
 def test_a_file_with_only_some_of_the_names_is_refused(place: Path) -> None:

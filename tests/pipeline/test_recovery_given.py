@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from networks import natural, state_bytes
+from onnx_texts import graph
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -16,7 +17,7 @@ import convrewrite
 from convrewrite.calibration import Calibration, Reading
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.pipeline.identity import NOT_TOLD, identity_of
-from convrewrite.pipeline.networks import example_for
+from convrewrite.pipeline.networks import example_for, network_of
 from convrewrite.reporting import render_text
 from convrewrite.rules import Rule
 from convrewrite.settings import Recovery
@@ -204,6 +205,16 @@ def test_the_example_that_is_made_has_the_precision_of_the_model(dtype: torch.dt
     report: Any = SimpleNamespace(input_shapes=((1, 3, 8, 8),))
     (found,) = example_for(report, Net().to(dtype), None)
     assert found.dtype == dtype and found.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.parametrize(("reported", "expected"), [((1, 3, 9, 9), (1, 3, 9, 9)), ((1, 2, 9, 9), (1, 3, 224, 224))])
+def test_the_example_of_a_graph_has_the_shape_in_the_report(reported: Any, expected: tuple[int, ...]) -> None:
+    model = graph(
+        "(float[N, 3, H, W] x, float rate) => (float[N, 3, H, W] y) { a = Conv(x, w) y = Mul(a, rate) }",
+        {"w": (3, 3, 1, 1)},
+    )
+    report: Any = SimpleNamespace(input_shapes=(reported,))
+    assert [tuple(x.shape) for x in network_of(model, None, 30.0, report).inputs] == [expected]
 
 
 class Buffers(Net):
