@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from convrewrite.meanings.moves import CONVOLUTION, LINEAR
 from convrewrite.meanings.origins import Origin
 
 ROWS = 1 << 15
@@ -14,9 +15,6 @@ ROWS = 1 << 15
 
 ENOUGH = 16
 """Fewest examples whose looks are trusted."""
-
-LINEAR = ("addmm", "mm", "bmm", "baddbmm", "linear", "matmul")
-CONVOLUTION = ("convolution", "conv2d", "conv1d", "mkldnn_convolution")
 
 WIDE = 100
 """From so many entries on, a vector without any that stands out holds no class scores: of so many classes a trained network knows
@@ -56,7 +54,9 @@ class Seen:
         representative: bool,
     ) -> "Seen":
         """From a sample ``(N, ...)`` of the output."""
-        axes = (1,) if sample.ndim == 2 else (1, -1) if sample.ndim > 2 else ()
+        axes = [1] if sample.ndim == 2 else [1, -1] if sample.ndim > 2 else []
+        followed = origin.axis if origin is not None else None
+        axes += [followed] if followed and 1 < followed < sample.ndim - 1 else []
         rows = {axis: _rows(sample, axis) for axis in axes} if sample.is_floating_point() and sample.numel() else {}
         half = sample.is_floating_point() and sample.element_size() == 2
         return cls(
@@ -76,7 +76,11 @@ class Seen:
 
     @property
     def axis(self) -> int:
-        """The last axis where a linear layer gave the output, otherwise that of the channels."""
+        """Where the channels lie, as far as they could be followed; otherwise the last axis where a linear layer gave the output,
+        and the first behind the batch for any other function."""
+        followed = self.origin.axis if self.origin else None
+        if followed and self.ndim > 2:
+            return -1 if followed == self.ndim - 1 else followed
         return -1 if self.ndim > 2 and self.function in LINEAR else 1
 
     @property

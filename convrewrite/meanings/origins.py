@@ -5,9 +5,9 @@ Whatever only moves numbers (views, slices, copies, interpolation) is looked thr
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -16,26 +16,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from convrewrite.meanings.moves import MOVES, axis_given, axis_moved
 from convrewrite.modules import hooked
-
-MOVES = frozenset(
-    {
-        "alias", "as_strided", "cat", "chunk", "clone", "contiguous", "copy", "detach", "dropout", "expand", "flatten",
-        "lift_fresh", "narrow", "native_dropout", "permute", "reshape", "select", "slice", "split", "split_with_sizes",
-        "squeeze", "stack", "t", "to", "to_copy", "transpose", "unbind", "unsafe_view", "unsqueeze",
-        "upsample_bilinear2d",
-        "upsample_nearest2d", "view", "zeros_like",
-    }
-)  # fmt: skip
-"""Functions that compute nothing: of several tensors put together the first one counts."""
 
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """A function by ATen's name without underscores around it, as ``addmm`` or ``softmax``, and the path of the module."""
+    """A function by ATen's name without underscores around it, as ``addmm`` or ``softmax``, and the path of the module. ``axis``:
+    where the channels lie in the output, None where that could not be followed."""
 
     function: str
     module: str
+    axis: int | None = field(default=None, compare=False)
 
 
 @contextmanager
@@ -103,15 +95,28 @@ class _Follower(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         function = str(func._schema.name).partition("::")[2].strip("_")
         copied = function == "copy"  # into what stands first
-        origin = self._moved(args[1:] if copied else args) if function in MOVES else None
+        known = self._of_known(args[1:] if copied else args)
         filled = [args[0]._base] if copied and args[0]._base is not None else []  # of which that is a part
         for tensor in (*tree_leaves(result), *filled):
             if isinstance(tensor, Tensor):
-                self._known.put(tensor, origin or Origin(function, self._path[-1]))
+                self._known.put(tensor, self._origin(function, args, known, tensor))
         return result
 
-    def _moved(self, args: Any) -> Origin | None:
-        """The origin of what a function only moves: that of its first argument whose origin is known."""
+    def _of_known(self, args: Any) -> list[tuple[Tensor, Origin]]:
+        """The arguments whose origins are known."""
         tensors = [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor)]
-        known = [origin for origin in map(self._known.get, tensors) if origin is not None]
-        return known[0] if known else None
+        found = [(tensor, self._known.get(tensor)) for tensor in tensors]
+        return [(tensor, origin) for tensor, origin in found if origin is not None]
+
+    def _origin(self, function: str, args: Any, known: Sequence[tuple[Tensor, Origin]], result: Tensor) -> Origin:
+        """The origin of a result: of what a function only moves that of its first argument whose origin is known. The axis of the
+        channels is that of a convolution or linear layer, and stays where a function works number by number."""
+        if function in MOVES and known:
+            source, origin = known[0]
+            if origin.axis is None or source.ndim == 0:
+                return origin
+            return replace(origin, axis=axis_moved(function, args, origin.axis, source.shape, result.shape))
+        axis = axis_given(function, result.ndim)
+        if axis is None:
+            axis = next((origin.axis for one, origin in known if one.shape == result.shape), None)
+        return Origin(function, self._path[-1], axis)
