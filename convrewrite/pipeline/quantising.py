@@ -11,7 +11,7 @@ from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
 from convrewrite.folders import Scratch, given_path, nearest, put, resolved, write_errors
 from convrewrite.inputs import ExampleInput, Inputs, in_whole_batches
-from convrewrite.meanings import Fidelity, Meaning, read
+from convrewrite.meanings import Fidelity, Meaning, outputs_and_origins, read
 from convrewrite.modules import private_copy, surroundings_preserved
 from convrewrite.onnx_files import outputs_of, size_of
 from convrewrite.onnx_graph import exporter_of, graph_inputs, holds_halves
@@ -97,7 +97,7 @@ def quantise(
             )
             data = _data(network, copy, calibration, asked, progress)
             require_tried(file, exporter, data.fit[0], asked.timeout)
-            four = _Four(file, baseline, data, plan.meanings(), progress)
+            four = _Four(file, copy, baseline, data, plan.meanings(), progress)
             rows = four.rows((report.totals.macs.before, report.totals.macs.after))
             require_described(
                 folder, report, (PLAN, WEIGHTS, ONNX)
@@ -117,9 +117,10 @@ def _data(
 
 @dataclass(frozen=True, slots=True)
 class _Four:
-    """The result's file, the original's, the inputs, and the meanings of outputs in the plan."""
+    """The result's file, the original as a module and as a file, the inputs, and the meanings of outputs in the plan."""
 
     file: Path
+    original: nn.Module
     baseline: Baseline
     data: Calibration
     planned: Mapping[str, Meaning]
@@ -146,12 +147,14 @@ class _Four:
         return tuple(found)
 
     def _meanings(self, original: Path, held_out: Sequence[Inputs]) -> dict[str, Meaning] | None:
-        """The meanings of outputs of the original's file: as in the plan; for outputs that it does not know, as they look."""
+        """The meanings of outputs of the original's file: as in the plan; for outputs that it does not know, as they look. Where
+        their channels lie is told by what gave them in the module."""
         if not held_out:
             return None
         outputs, _ = outputs_of(self.baseline.exporter.runner(original), held_out[0])
         known = {name: meaning for name, meaning in self.planned.items() if name in outputs}
-        return read(outputs, {}, known=known, origins={}, representative=True)
+        origins = outputs_and_origins(self.original, held_out[0])[1]
+        return read(outputs, {}, known=known, origins=origins, representative=True)
 
     def _batches(self, batches: tuple[Inputs, ...]) -> list[Inputs]:
         """The batches with as many examples as the files take at a time."""

@@ -18,6 +18,7 @@ from torch import nn
 import convrewrite
 from convrewrite.errors import CalibrationError, ExportError, ModelLoadError, UsageError, VerificationError
 from convrewrite.inputs import Inputs
+from convrewrite.meanings import Meaning
 from convrewrite.onnx_files import OnnxModel
 from convrewrite.onnx_graph import exporter_of, read_network
 from convrewrite.pipeline import quantising
@@ -280,3 +281,13 @@ def test_a_full_disk_is_no_fault_of_the_model(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "c.onnx").symlink_to("/dev/full")
     with pytest.raises(UsageError, match=rf"{tmp_path / 'c.onnx'}: cannot be written \(No space left on device\)"):
         _quantised(onnx.load(str(path)), tmp_path / "c.onnx", feeds, True)
+
+
+def test_classes_lie_where_the_module_has_them() -> None:
+    """Files do not tell: the agreement of a classifier of tokens was computed along the tokens."""
+    model = nn.Linear(5, 3).eval()
+    baseline: Any = SimpleNamespace(exporter=SimpleNamespace(runner=lambda _path: model))
+    data: Any = SimpleNamespace()
+    four = quantising._Four(Path("a"), model, baseline, data, {"output": Meaning("logits", "planned")}, progress=print)
+    meanings = four._meanings(Path("b"), [(torch.randn(2, 4, 5),)])
+    assert meanings is not None and (meanings["output"].kind, meanings["output"].axis) == ("logits", -1)
