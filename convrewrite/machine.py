@@ -57,9 +57,8 @@ def permit_alike(made: Path, place: Path) -> None:
     otherwise be open again once a new result is in it."""
     if not hasattr(os, "chown"):  # Windows
         return
-    with suppress(
-        OSError
-    ):  # nothing is there; or a group that this user is not in, whose permissions are for nobody else
+    # Nothing may be there; or a group that this user is not in, whose permissions are for nobody else.
+    with suppress(OSError):
         before = os.stat(place)
         os.chown(made, -1, before.st_gid)
         os.chmod(made, stat.S_IMODE(before.st_mode))
