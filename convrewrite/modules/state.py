@@ -1,5 +1,6 @@
 """What running a model may change in it, and putting that back: numbers, attributes, containers, flags, hooks, generators."""
 
+import gc
 import random
 import types
 from array import array
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from convrewrite.modules.holders import items_of, reachable, refill, slots_of
-from convrewrite.modules.surroundings import surroundings
+from convrewrite.modules.holders import CACHED, is_plain, items_of, reachable, refill, slots_of
+from convrewrite.modules.surroundings import Names, surroundings
 from convrewrite.state import named_parameters_of
 
 _EMPTY = object()
@@ -114,6 +115,7 @@ def preserved(*models: object) -> Iterator[None]:
 _CONTAINERS = (dict, list, deque, set, bytearray, array, np.ndarray, _Slots)
 _KINDS = (
     *_CONTAINERS, types.CellType, Tensor, torch.Generator, random.Random, np.random.Generator, np.random.RandomState,
+    Names, CACHED,
 )  # fmt: skip
 
 
@@ -165,6 +167,10 @@ def _saved(value: Any, tensors: bool) -> Any:
         return [_in_slot(value.owner, slot) for slot in slots_of(value.owner)]
     if isinstance(value, types.CellType):
         return _contents(value)
+    if isinstance(value, Names):
+        return value.values()
+    if isinstance(value, CACHED):
+        return _objects_in(value)
     if isinstance(value, Tensor):
         copied = tensors and not value.is_meta and value.layout is torch.strided
         numbers = value.detach().clone() if copied else None
@@ -184,6 +190,19 @@ def _contents(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _EMPTY
+
+
+def _objects_in(cached: Any) -> dict[int, Any]:
+    """The objects for which a function with a cache keeps results, by their ids: a method keeps them for each ``self``, and any
+    function that a graph follows for the stand-ins of sizes."""
+    tables = [part for part in gc.get_referents(cached) if isinstance(part, dict)]
+    keys = [key for table in tables for key in table if isinstance(key, tuple)]
+    return {id(part): part for key in keys for part in key if not _is_value(part)}
+
+
+def _is_value(part: Any) -> bool:
+    """Whether it is nothing but numbers, texts and the like; an ``object()`` stands in keys before arguments by name."""
+    return is_plain(part) or type(part) is object or (isinstance(part, tuple) and all(map(_is_value, part)))
 
 
 def _generator_state(value: Any) -> Any:
@@ -211,6 +230,11 @@ def _differs(value: Any, saved: Any) -> bool:
         )
     if isinstance(value, types.CellType):
         return _contents(value) is not saved
+    if isinstance(value, Names):
+        now = value.values()
+        return now.keys() != saved.keys() or any(now[name] is not saved[name] for name in now)
+    if isinstance(value, CACHED):
+        return not _objects_in(value).keys() <= saved.keys()
     if isinstance(value, Tensor):
         flags = value.requires_grad != saved.requires_grad or (value.is_leaf and value.grad is not saved.grad)
         return flags or (saved.numbers is not None and not _same_numbers(value, saved.numbers))
@@ -251,6 +275,10 @@ def _restore(value: Any, saved: Any) -> None:
             del value.cell_contents
         else:
             value.cell_contents = saved
+    elif isinstance(value, Names):
+        value.bind(saved)
+    elif isinstance(value, CACHED):
+        value.cache_clear()  # it would keep copies of the model; it computes again what it is asked for
     elif isinstance(value, Tensor):
         _restore_tensor(value, saved)
     elif isinstance(value, random.Random):

@@ -5,6 +5,7 @@ import functools
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -15,13 +16,45 @@ _OUTSIDE = ("torch", "builtins", "convrewrite")
 _INSTALLED = ("site-packages", "dist-packages")
 """Folders of installed packages."""
 
+_BINDING = ("STORE_GLOBAL", "DELETE_GLOBAL")
+"""Instructions that put something else under a global name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """Names to which code may give other values, as it counts calls: ``some`` global ones, or all those of a class."""
+
+    owner: type | dict[str, Any]
+    some: frozenset[str] = frozenset()
+
+    def values(self) -> dict[str, Any]:
+        """What they are bound to now. What Python itself notes in a class is left out."""
+        if isinstance(self.owner, type):
+            return {name: value for name, value in vars(self.owner).items() if not name.startswith("__")}
+        return {name: self.owner[name] for name in self.some & self.owner.keys()}
+
+    def bind(self, values: Mapping[str, Any]) -> None:
+        """Bind them to these values, and no others."""
+        now = self.values()
+        for name in now.keys() - values.keys():
+            type.__delattr__(self.owner, name) if isinstance(self.owner, type) else self.owner.pop(name)
+        for name, value in values.items():
+            if name in now and now[name] is value:
+                continue
+            if isinstance(self.owner, type):
+                type.__setattr__(self.owner, name, value)
+            else:
+                self.owner[name] = value
+
 
 def surroundings(model: nn.Module, functions: Iterable[types.FunctionType]) -> list[Any]:
     """What the classes of the model's modules hold; and what the global names hold that their methods read, and the ``functions``
-    that the model holds, as its hooks are, and the user's own functions that any of these call. Each object once."""
+    that the model holds, as its hooks are, and the user's own functions that any of these call. Each object once; and names that
+    such code binds, as :class:`Names`."""
     kinds = {kind for module in model.modules() for kind in type(module).__mro__}
     held = [value for kind in kinds if not _is_outside(kind.__module__) for value in vars(kind).values()]
-    found = {id(value): value for value in held}
+    own = [Names(kind) for kind in kinds if _is_users(_namespace(kind))]
+    found = {id(value): value for value in (*held, *own)}
     waiting = [value for value in map(_function_of, held) if value is not None]
     waiting += [function for function in functions if _is_users(function.__globals__)]
     seen: set[int] = set()
@@ -55,6 +88,9 @@ def _used(function: types.FunctionType) -> Iterator[Any]:
     names, attributes = _names(function.__code__)
     if _is_outside(function.__globals__.get("__name__", "")):
         return
+    bound = _names_bound(function.__code__)
+    if bound and _is_users(function.__globals__):
+        yield Names(function.__globals__, bound)
     for value in (function.__globals__.get(name) for name in names):
         yield value
         if isinstance(value, type | types.ModuleType) and _is_users(_namespace(value)):
@@ -75,6 +111,13 @@ def _names(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     inner = [_names(part) for part in code.co_consts if isinstance(part, types.CodeType)]
     attributes = frozenset(code.co_names).union(*(others for _, others in inner))
     return frozenset(read).union(*(names for names, _ in inner)), attributes
+
+
+@functools.lru_cache(maxsize=4096)
+def _names_bound(code: types.CodeType) -> frozenset[str]:
+    """The global names that a function and the functions within it bind."""
+    bound = {step.argval for step in dis.get_instructions(code) if step.opname in _BINDING}
+    return frozenset(bound).union(*(_names_bound(part) for part in code.co_consts if isinstance(part, types.CodeType)))
 
 
 def _namespace(value: type | types.ModuleType) -> Mapping[str, Any]:

@@ -329,7 +329,12 @@ COUNTS, TOTAL = np.zeros(2), torch.zeros(2)
 ACTIVATIONS: dict[str, Tensor] = {}
 
 
+turns = 0
+
+
 def note(x: Tensor) -> None:
+    global turns
+    turns += 1
     HISTORY.append(float(x.mean()))
 
 
@@ -352,7 +357,9 @@ def recorded(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 class Recording(Stateful):
-    """In arrays, in slots, and by functions that it calls or has as hooks."""
+    """In arrays, in slots, in names of its class, and by functions that it calls or has as hooks."""
+
+    runs = 0
 
     def setup(self) -> None:
         self.counts, self.bytes, self.codes, self.seen = np.zeros(2), bytearray(1), array("d", [0.0]), Seen()
@@ -365,6 +372,8 @@ class Recording(Stateful):
         self.codes[0] += 1
         self.seen.calls += 1
         self.seen.latest = x
+        Recording.runs += 1
+        Recording.newest = x  # type: ignore[attr-defined]
         return x
 
     def kept(self) -> str:
@@ -372,7 +381,8 @@ class Recording(Stateful):
 
 
 def kept_beside() -> str:
-    return str((HISTORY, COUNTS, TOTAL, ACTIVATIONS, Recording.touch.calls))
+    beside = (HISTORY, COUNTS, TOTAL, ACTIVATIONS, Recording.touch.calls)
+    return str((*beside, turns, Recording.runs, hasattr(Recording, "newest")))
 
 
 @torch.no_grad()
@@ -386,6 +396,26 @@ def test_what_arrays_slots_hooks_and_helping_functions_keep_is_put_back() -> Non
     with surroundings_preserved(model):
         other(X)
     assert kept_beside() == beside and other.kept() != before
+
+
+class Gridded(nn.Module):
+    @functools.lru_cache  # noqa: B019
+    def grid(self, *size: int) -> Tensor:
+        return torch.ones(size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.grid(*x.shape)
+
+
+def test_methods_with_a_cache_keep_what_they_have_but_no_copies_of_the_model() -> None:
+    model = Gridded()
+    model(X)
+    with surroundings_preserved(model):
+        model(X[:, :1])
+    assert Gridded.grid.cache_info().currsize == 2
+    with surroundings_preserved(model):
+        copy_model(model)(X)
+    assert Gridded.grid.cache_info().currsize == 0
 
 
 def test_what_belongs_to_the_process_is_not_put_back() -> None:
