@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.nn.modules import module as torch_modules
 
 _OUTSIDE = ("torch", "builtins", "convrewrite")
 """Packages whose classes and global names are none of a model's."""
@@ -56,7 +57,11 @@ def surroundings(model: nn.Module, functions: Iterable[types.FunctionType]) -> l
     own = [Names(kind) for kind in kinds if _is_users(_namespace(kind))]
     found = {id(value): value for value in (*held, *own)}
     waiting = [value for value in map(_function_of, held) if value is not None]
-    waiting += [function for function in functions if _is_users(function.__globals__)]
+    hooks = list(_global_hooks())
+    found |= {id(part): part for hook in hooks for part in _attributes_of(hook)}
+    waiting += [
+        one for one in (*functions, *map(_function_of, hooks)) if one is not None and _is_users(one.__globals__)
+    ]
     seen: set[int] = set()
     while waiting:
         function = waiting.pop()
@@ -70,11 +75,25 @@ def surroundings(model: nn.Module, functions: Iterable[types.FunctionType]) -> l
     return list(found.values())
 
 
+def _global_hooks() -> Iterator[Any]:
+    """Hooks that torch calls for every module, and so for those of a copy."""
+    tables = [table for name, table in vars(torch_modules).items() if name.startswith("_global_")]
+    return (hook for table in tables if isinstance(table, dict) for hook in list(table.values()))
+
+
+def _attributes_of(hook: Any) -> Iterator[Any]:
+    """The attributes of the object whose method a hook is, and what they hold."""
+    attributes = getattr(getattr(hook, "__self__", None), "__dict__", None)
+    if isinstance(attributes, dict):
+        yield attributes
+        yield from attributes.values()
+
+
 def _function_of(value: Any) -> types.FunctionType | None:
-    """The function that an attribute of a class stands for."""
+    """The function that an attribute of a class, or a hook, stands for."""
     if isinstance(value, property):
         value = value.fget
-    elif isinstance(value, staticmethod | classmethod):
+    elif isinstance(value, staticmethod | classmethod | types.MethodType):
         value = value.__func__
     return value if isinstance(value, types.FunctionType) else None
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from convrewrite import analyze, apply, optimize, plan
 from convrewrite.errors import TraceError
 from convrewrite.modules.copying import copy_model, private_copy
+from convrewrite.modules.hooks import hooked
 from convrewrite.modules.state import Snapshot, preserved, surroundings_preserved
 
 DATA = torch.randn(24, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -396,6 +397,28 @@ def test_what_arrays_slots_hooks_and_helping_functions_keep_is_put_back() -> Non
     with surroundings_preserved(model):
         other(X)
     assert kept_beside() == beside and other.kept() != before
+
+
+class Watcher:
+    """Keeps the outputs of all modules."""
+
+    def __init__(self) -> None:
+        self.calls, self.outputs = 0, list[Tensor]()
+
+    def see(self, _module: nn.Module, _args: object, output: Tensor) -> None:
+        self.calls += 1
+        self.outputs.append(output)
+
+
+def test_what_hooks_on_all_modules_keep_is_put_back() -> None:
+    watcher, seen = Watcher(), list[Tensor]()
+    hooks = (watcher.see, lambda _module, _args, output: seen.append(output))
+    model = nn.Identity()
+    with hooked(nn.modules.module.register_module_forward_hook(hook) for hook in hooks):
+        model(X)
+        with surroundings_preserved(model):
+            copy_model(model)(X)
+    assert (watcher.calls, len(watcher.outputs), len(seen)) == (1, 1, 1)
 
 
 class Gridded(nn.Module):
