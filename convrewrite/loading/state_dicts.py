@@ -40,13 +40,29 @@ _PROBES = 8
 """How many names of the network are looked for behind prefixes."""
 
 
-def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str, Tensor] | None, tuple[str, ...]]:
+Found = tuple[nn.Module | dict[str, Tensor] | None, tuple[str, ...]]
+"""Weights, or the network that has them, and a note on where they were."""
+
+
+def find_weights(content: object) -> Found:
     """The module or state dict in a checkpoint, and a note on where it was.
 
     It is looked for under the usual keys, then under any other, where it must be the only one.
     """
+    return _find(content, 0, {})
+
+
+def _find(content: object, depth: int, known: dict[tuple[int, int], Found]) -> Found:
+    """As :func:`find_weights`; ``known`` has what was found in dictionaries before, as millions of ways may lead to one."""
+    place = (id(content), depth)
+    if place not in known:
+        known[place] = _found_in(content, depth, known)
+    return known[place]
+
+
+def _found_in(content: object, depth: int, known: dict[tuple[int, int], Found]) -> Found:
     if isinstance(content, nn.DataParallel):
-        inner, notes = find_weights(content.module, depth)
+        inner, notes = _find(content.module, depth, known)
         return inner, ("the DataParallel wrapper was removed", *notes)
     if isinstance(content, nn.Module):
         return content, ()
@@ -58,7 +74,7 @@ def find_weights(content: object, depth: int = 0) -> tuple[nn.Module | dict[str,
         key for key in content if key not in _KEYS and not key.endswith(EXTRA)
     ]  # such a state may hold tensors alone
     for keys in (_KEYS, others):
-        found = {key: find_weights(content.get(key), depth + 1) for key in keys}
+        found = {key: _find(content.get(key), depth + 1, known) for key in keys}
         usable = [key for key in keys if found[key][0] is not None]
         if usable and (keys is _KEYS or len(usable) == 1):
             key = _averaged_network(found) or usable[0]

@@ -77,6 +77,21 @@ def test_tensors_in_the_extra_state_of_a_layer_are_not_taken_for_the_weights() -
     assert find_weights({"state_dict": state})[0] == state
 
 
+def test_a_dictionary_to_which_many_ways_lead_is_looked_through_once() -> None:
+    asked: list[object] = []
+
+    class Noted(dict[str, object]):
+        def get(self, key: str, default: object = None) -> object:
+            asked.append(key)
+            return super().get(key, default)
+
+    content: object = 1
+    for _ in range(5):
+        content = Noted({f"k{number}": content for number in range(8)})
+    assert find_weights(content) == (None, ())
+    assert len(asked) < 500
+
+
 @pytest.mark.parametrize("content", [{"student": STATE, "teacher": STATE}, {"epoch": 3}, {3: STATE}, [STATE], 3])
 def test_nothing_is_guessed(content: object) -> None:
     assert find_weights(content) == (None, ())
