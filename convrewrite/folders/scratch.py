@@ -208,7 +208,7 @@ def _sweep_one(folder: Path) -> None:
 
 def _put_earlier_back(folder: Path) -> None:
     """Put back what a process took away that was killed between the two steps of a replacement, if nothing is there since."""
-    if (folder / EARLIER).exists() and (folder / PLACE).exists():
+    if (folder / EARLIER).exists() and (folder / PLACE).is_file():  # to read a pipe would never end
         place = folder.parent / Path((folder / PLACE).read_text(encoding="utf-8")).name
         if not os.path.lexists(place):
             os.rename(folder / EARLIER, place)

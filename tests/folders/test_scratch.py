@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -288,3 +289,15 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_a_pipe_in_a_folder_of_such_a_name_does_not_hold_up_a_run(tmp_path: Path) -> None:
+    """It may have come with a folder of a stranger's."""
+    left = tmp_path / ".convrewrite-run-abcdefgh"
+    (left / "earlier").mkdir(parents=True)
+    (left / LOCK).touch()
+    os.mkfifo(left / "place")
+    cleared = threading.Thread(target=remove_leftovers, args=(tmp_path,), daemon=True)
+    cleared.start()
+    cleared.join(30)
+    assert not cleared.is_alive() and listing(tmp_path) == set()
