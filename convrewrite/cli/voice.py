@@ -3,7 +3,6 @@ print."""
 
 import codecs
 import inspect
-import json
 import logging
 import re
 import shutil
@@ -185,10 +184,21 @@ def say_json(told: "BaseModel | Sequence[BaseModel]") -> None:
 
 
 def say_json_text(text: str) -> None:
-    """Print a text that is JSON already."""
+    """Print a text that is JSON already. Characters in names that would do something to a terminal have their numbers there."""
     if _encoding() != "utf-8":  # JSON is read as UTF-8, of which ASCII is a part
-        text = NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1], text)
-    typer.echo(text, file=own_output())
+        text = NOT_ASCII.sub(lambda found: _numbered(found[0]), text)
+    shown = (line if line.isprintable() else "".join(map(_shown, line)) for line in text.split("\n"))
+    typer.echo("\n".join(shown), file=own_output())
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else _numbered(character)
+
+
+def _numbered(character: str) -> str:
+    """A character as JSON can write every one: by its number in UTF-16."""
+    halves = character.encode("utf-16-be", "surrogatepass").hex()
+    return "".join(f"\\u{halves[start : start + 4]}" for start in range(0, len(halves), 4))
 
 
 def _encodable(text: str) -> str:

@@ -16,7 +16,7 @@ from pydantic import RootModel
 
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
-from convrewrite.cli.voice import LIBRARY, is_quiet, say, say_json, speaking, width
+from convrewrite.cli.voice import LIBRARY, is_quiet, say, say_json, say_json_text, speaking, width
 from convrewrite.errors import UsageError
 
 ROOT: Any = typer.main.get_command(app)
@@ -135,3 +135,12 @@ def test_only_a_wide_terminal_gets_more_than_80_columns(
     monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal, raising=False)
     monkeypatch.setenv("COLUMNS", str(columns))
     assert width() == expected
+
+
+def test_names_in_json_do_nothing_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """JSON itself writes out no character above U+001F: U+009B begins a sequence of a terminal, as escape and bracket do."""
+    name = "caf\xe9 \x1b[2J \x9b2J \x7f \u202e \U000e0041"
+    say_json_text(json.dumps({"name": name}, ensure_ascii=False, indent=1))
+    printed = capsys.readouterr().out
+    assert all(line.isprintable() for line in printed.splitlines()) and "caf\xe9" in printed
+    assert json.loads(printed) == {"name": name}
