@@ -32,12 +32,17 @@ RENAMEAT2 = {"x86_64": 316, "aarch64": 276, "riscv64": 276, "ppc64le": 357, "s39
 
 def resolved(place: Path) -> Path:
     """Where ``place`` is: links are followed, as they are not to be replaced. Raises UsageError for a link that leads nowhere,
-    and for what is no path."""
+    for a way back out of a folder that is not there, under which nothing could be found later, and for what is no path."""
     if "\0" in str(place):
         raise UsageError(f"{str(place)!r}: cannot be written (no path holds a null byte); name another place")
     if place.is_symlink() and not place.exists():
         raise UsageError(
             f"{place}: is a link to {os.readlink(place)}, which is not there; make that, or remove the link"
+        )
+    left = [Path(*place.parts[:index]) for index, part in enumerate(place.parts) if part == os.pardir]
+    if gone := next((folder for folder in left if not folder.is_dir()), None):
+        raise UsageError(
+            f"{place}: leads out of {gone} (..), which is no folder; make that, or name the place without it"
         )
     return Path(os.path.realpath(place))
 

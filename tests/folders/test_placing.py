@@ -168,6 +168,9 @@ def test_links_are_followed_and_those_that_lead_nowhere_refused(tmp_path: Path) 
     assert resolved(tmp_path / "link") == tmp_path / "real"
     with pytest.raises(UsageError, match="broken: is a link to nothing, which is not there"):
         resolved(tmp_path / "broken")
+    assert resolved(tmp_path / "link" / ".." / "new") == tmp_path / "new"
+    with pytest.raises(UsageError, match="leads out of .*gone .*, which is no folder"):
+        resolved(tmp_path / "gone" / ".." / "new")
 
 
 def test_the_system_call_itself_where_the_library_has_no_function(
