@@ -169,7 +169,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_refused(tmp_path: Path) 
     with pytest.raises(UsageError, match="broken: is a link to nothing, which is not there"):
         resolved(tmp_path / "broken")
     assert resolved(tmp_path / "link" / ".." / "new") == tmp_path / "new"
-    with pytest.raises(UsageError, match="leads out of .*gone .*, which is no folder"):
+    with pytest.raises(UsageError, match=r"gone \(\.\.\), which is no folder"):
         resolved(tmp_path / "gone" / ".." / "new")
 
 
