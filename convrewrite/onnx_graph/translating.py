@@ -87,8 +87,16 @@ class Translation(Shared):
             )
             notes.append(f"inputs without an axis of examples stay as in the example input: {names}")
         if self.batch is not None and self.counted:
-            notes.append(f"the graph takes {self.batch} example{'s' if self.batch > 1 else ''} at a time")
+            many = f"{self.batch} example{'s' if self.batch > 1 else ''} at a time"
+            alike = f"the graph is run on {many}, as not every output has one row along its first axis for each example"
+            notes.append(f"the graph takes {many}" if self._states_number else alike)
         return tuple(notes)
+
+    @property
+    def _states_number(self) -> bool:
+        """Whether the graph itself states how many examples it takes, rather than any number."""
+        shapes = dict(zip(self.opened.session.input_names, self.opened.session.input_shapes, strict=True))
+        return any(isinstance(size, int) for name in self.inputs for size in shapes[name][:1])
 
 
 def translation_of(model: object) -> Translation | None:

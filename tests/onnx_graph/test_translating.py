@@ -225,6 +225,7 @@ SUMMED = "(float[N, 4] x) => (float[N, 4] y) { axis = Constant<value_int = 0>() 
 def test_outputs_without_one_row_for_each_example_fix_the_number(text: str, tmp_path: Path) -> None:
     module = made_of(graph(text), tmp_path, noise(3, 4))
     assert (told(module).batch, batch_of(module)) == (3, 3)
+    assert told(module).notes[0].startswith("the graph is run on 3 examples at a time, as not every output")
     require_equal(module, noise(3, 4, seed=1))
 
 
