@@ -15,7 +15,7 @@ from convrewrite.onnx_graph.network import (
 )
 from convrewrite.onnx_graph.opening import Opened, open_onnx
 from convrewrite.onnx_graph.portable import PortableGraph
-from convrewrite.onnx_graph.translating import batch_of, graph_inputs, is_graph
+from convrewrite.onnx_graph.translating import batch_of, graph_inputs, is_graph, source_of_graph
 from convrewrite.onnx_graph.writing import exporter_of, take_numbers
 
 __all__ = [
@@ -38,5 +38,6 @@ __all__ = [
     "refused_sites",
     "regions_of",
     "require_end",
+    "source_of_graph",
     "take_numbers",
 ]

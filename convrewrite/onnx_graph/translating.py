@@ -110,6 +110,12 @@ def is_graph(model: object) -> bool:
     return translation_of(model) is not None
 
 
+def source_of_graph(model: object) -> str | None:
+    """What the file that a module was made of is called in messages; None for models that were not made of a graph."""
+    translation = translation_of(model)
+    return None if translation is None else translation.opened.file.source
+
+
 def batch_of(model: object) -> int | None:
     """How many examples a module made of an ONNX graph takes at a time; None for any number, and for other models."""
     translation = translation_of(model)

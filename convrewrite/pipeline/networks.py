@@ -14,7 +14,7 @@ from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, moved, requir
 from convrewrite.loading import load_model
 from convrewrite.modules import copy_model, put_on
 from convrewrite.names import require_names
-from convrewrite.onnx_graph import ExampleAxis, Opened, noise_for, open_onnx, read_network
+from convrewrite.onnx_graph import ExampleAxis, Opened, noise_for, open_onnx, read_network, source_of_graph
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
@@ -74,7 +74,8 @@ def _network(
         require_names(source, type(source).__name__)
         _require_modes(source)
         _require_numbers(source)
-        return BoundNetwork(source, bound_inputs(source, _needed(example)), type(source).__name__)
+        name = source_of_graph(source) or type(source).__name__
+        return BoundNetwork(source, bound_inputs(source, _needed(example)), name)
     if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
         opened = open_onnx(source, seconds=timeout)
         network = read_network(opened, _of_shapes(opened, shapes) if example is None else example)

@@ -57,6 +57,9 @@ def test_a_graph_is_recovered_and_the_new_one_written(place: Path, tmp_path: Pat
 def test_weights_that_would_not_be_in_the_graph_are_not_trained(place: Path) -> None:
     with pytest.raises(UsageError, match=r"expected to train rewritten sites alone, .*found --all; leave it out"):
         convrewrite.recover(place / "out", place / "model.onnx", images(60), epochs=1, everything=True, measure=False)
+    module = read_network(place / "model.onnx").module  # as the command has it
+    with pytest.raises(UsageError, match=r"^\S+model\.onnx: expected to train"):
+        convrewrite.recover(place / "out", module, images(60), images(1), epochs=1, everything=True, measure=False)
 
 
 def test_a_graph_that_onnxruntime_runs_a_part_of_is_refused_with_the_reason(
