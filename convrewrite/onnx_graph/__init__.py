@@ -13,7 +13,7 @@ from convrewrite.onnx_graph.network import (
     regions_of,
     require_end,
 )
-from convrewrite.onnx_graph.opening import Opened, open_onnx
+from convrewrite.onnx_graph.opening import open_onnx
 from convrewrite.onnx_graph.portable import PortableGraph
 from convrewrite.onnx_graph.translating import batch_of, graph_inputs, is_graph, source_of_graph
 from convrewrite.onnx_graph.writing import exporter_of, take_numbers
@@ -21,7 +21,6 @@ from convrewrite.onnx_graph.writing import exporter_of, take_numbers
 __all__ = [
     "ExampleAxis",
     "Network",
-    "Opened",
     "PortableGraph",
     "batch_of",
     "comparable",

@@ -14,7 +14,8 @@ from convrewrite.inputs import ExampleInput, Inputs, bound_inputs, moved, requir
 from convrewrite.loading import load_model
 from convrewrite.modules import copy_model, put_on
 from convrewrite.names import require_names
-from convrewrite.onnx_graph import ExampleAxis, Opened, noise_for, open_onnx, read_network, source_of_graph
+from convrewrite.onnx_files import OnnxModel
+from convrewrite.onnx_graph import ExampleAxis, noise_for, open_onnx, read_network, source_of_graph
 from convrewrite.pipeline.workplace import HOME
 from convrewrite.places import place_of_model
 from convrewrite.process import ordinary_mode
@@ -78,7 +79,9 @@ def _network(
         return BoundNetwork(source, bound_inputs(source, _needed(example)), name)
     if type(source).__name__ == "ModelProto" or (isinstance(source, str | Path) and _is_onnx(source)):
         opened = open_onnx(source, seconds=timeout)
-        network = read_network(opened, _of_shapes(opened, shapes) if example is None else example)
+        if example is None:
+            example = _of_shapes(opened.session, ExampleAxis.of(opened.file.model).names, shapes)
+        network = read_network(opened, example)
         require_common_batch(network.inputs)
         name = source.graph.name if not isinstance(source, str | Path) else str(source)
         return BoundNetwork(network.module, network.inputs, name, network.notes)
@@ -89,9 +92,8 @@ def _network(
     raise UsageError(f"model: expected a module, a path or an onnx.ModelProto, found {type(source).__name__}{rebuilt}")
 
 
-def _of_shapes(opened: Opened, shapes: Sequence[tuple[int, ...]]) -> ExampleInput | None:
-    """Noise of these shapes for the inputs of a graph that have examples, by name; None where the graph has others."""
-    names, session = ExampleAxis.of(opened.file.model).names, opened.session
+def _of_shapes(session: OnnxModel, names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> ExampleInput | None:
+    """Noise of these shapes for ``names``, the inputs of a graph that have examples; None where the graph has others."""
     stated = dict(zip(session.input_names, session.input_shapes, strict=True))
     if len(names) != len(shapes):
         return None
