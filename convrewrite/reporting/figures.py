@@ -39,7 +39,7 @@ class Table(NamedTuple):
 
 def count(number: float) -> str:
     """Three significant digits: ``950``, ``45.6 k``, ``1.23 M``, ``1.82 G``."""
-    if number < 1000:
+    if number < 999.5:
         return f"{number:.0f}"
     scaled = float(number)
     for unit in ("k", "M", "G"):
@@ -111,6 +111,7 @@ def site_cells(site: SiteRow) -> tuple[str, ...]:
     """One site under :data:`SITE_HEADERS`."""
     rewritten = site.action == "rewritten"
     measured = None if site.output_error is None else percent(site.output_error)
+    per_unknown = site.positions / site.unknowns if site.positions and site.unknowns else None
     return (
         site.name,
         site.kind,
@@ -123,7 +124,7 @@ def site_cells(site: SiteRow) -> tuple[str, ...]:
         times(site.macs_after / site.macs_before) if rewritten and site.macs_before else "",
         measured or (NOT_MEASURED if rewritten else ""),
         site.error_basis or "",
-        "" if site.positions is None or site.unknowns is None else f"{site.positions / site.unknowns:.3g}",
+        cell(per_unknown, lambda number: count(number) if number >= 999.5 else f"{number:.3g}"),
     )
 
 
@@ -284,7 +285,7 @@ def asked_rows(report: Report) -> list[tuple[str, str, str]]:
             found = f"{beside(asked, reached, '.2f')}x"
         else:
             found = cell(reached, times, NOT_MEASURED)
-        rows.append((key, times(asked), found))
+        rows.append((key, max(times(asked), f"{asked:g}x", key=len), found))
     if report.asked.keep is not None:
         rows.append(("keep", report.asked.keep, report.reached.keep or NOT_MEASURED))
     return rows

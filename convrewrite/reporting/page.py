@@ -213,11 +213,7 @@ def _cells(place: int, row: SiteRow) -> tuple[Cell, ...]:
         row.macs_before, row.macs_after, ratio, error, "", per_unknown,
     )  # fmt: skip
     cells = [Cell(text, value) for text, value in zip(texts, values, strict=True)]
-    per = Cell(
-        "" if per_unknown < 0 else figures.count(per_unknown) if per_unknown >= 10 else f"{per_unknown:.2g}",
-        per_unknown,
-    )
-    return (Cell(str(place), place), *cells[:10], per)
+    return (Cell(str(place), place), *cells[:10], cells[11])
 
 
 def _facts(row: SiteRow, site: PlannedSite | None, chosen: Considered | None) -> tuple[tuple[str, str], ...]:

@@ -66,6 +66,16 @@ def test_a_part_that_misses_what_was_asked_is_told_from_it() -> None:
         return figures.asked_rows(bare(asked=asked, reached=found))[0][2]
 
     assert [told(part) for part in (0.2497, 0.25, 0.2504, 0.31)] == ["0.25x", "0.25x", "0.2504x", "0.31x"]
+    exact = bare(
+        asked=Asked(budget={"macs": 0.125, "params": 0.5}), reached=Reached(budget={"macs": 0.1, "params": 0.4})
+    )
+    assert [row[1] for row in figures.asked_rows(exact)] == ["0.125x", "0.50x"]
+
+
+def test_positions_per_unknown_are_no_powers_of_ten() -> None:
+    asked = ((9, 18), (300, 27), (1_048_576, 27), (9999, 10))
+    cells = [figures.site_cells(rewritten(positions=one, unknowns=other))[-1] for one, other in asked]
+    assert cells == ["0.5", "11.1", "38.8 k", "1.00 k"]
 
 
 def test_of_one_there_is_no_plural() -> None:
