@@ -42,8 +42,8 @@ class OutputFidelity:
     share that differ, as the distance of two indices means nothing.
 
     Values that vary have ``unexplained``, the part of the original's variance that is not explained: ||a - b||^2 over the squared
-    deviations of a from the mean of its channel, the mean over units (``Meaning.units``). Of scores beside boxes
-    (``Meaning.parts``), ``relative_error`` is that of the worse.
+    deviations of a from the mean of its channel, n / (n - 1) times for n numbers, the mean over units (``Meaning.units``).
+    Of scores beside boxes (``Meaning.parts``), ``relative_error`` is that of the worse.
     """
 
     name: str

@@ -11,8 +11,8 @@ CONSIDERED_HEADERS = ("", "option", "MACs", "param.", "time", "error", "effect",
 """Columns of the table of options; empty ones are not shown."""
 
 EFFECTS = (
-    "Errors and effects are those with only this site rewritten. The effect is the KL of the model's outputs, or the "
-    "part of their variance that is lost."
+    "Errors and effects are those with only this site rewritten. The effect is the KL of class scores and probabilities, the "
+    "part of the variance of values that is lost, or the squared distance of embeddings; of several outputs the weighted mean."
 )
 
 

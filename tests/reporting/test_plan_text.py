@@ -92,7 +92,8 @@ def test_a_site_shows_all_that_was_measured_there() -> None:
     assert "channel, rank 8 0.50x 0.50x 44.0 us 1.10x [1]" in rows
     assert "[1] changes the measured time by +10%" in rows
     assert " ".join(text.split()).endswith(
-        "is the KL of the model's outputs, or the part of their variance that is lost."
+        "is the KL of class scores and probabilities, the part of the variance of values that is lost, or the squared distance "
+        "of embeddings; of several outputs the weighted mean."
     )
     assert max(map(len, text.splitlines())) <= WIDTH
 
