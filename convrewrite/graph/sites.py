@@ -184,6 +184,9 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
         return "has forward hooks, which a replacement would lose"
     if module._backward_hooks or module._backward_pre_hooks:
         return "has backward hooks, which a replacement would lose"
+    more = _more_than_its_own(module)
+    if more is not None:
+        return f"holds {more} besides its weight and bias, which a replacement would lose"
     weight = module.weight
     if isinstance(weight, Tensor) and not isinstance(weight, nn.Parameter):
         return "its weight is no parameter, so that other code may put another one in its place at any time"
@@ -198,6 +201,14 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
     if spec.padding == "same" and spec.stride != (1, 1):
         return "it strides over an uneven padding, which no static convolution can do"
     return None
+
+
+def _more_than_its_own(module: nn.Module) -> str | None:
+    """The name of a parameter, buffer or part that other code has put on a convolution, as a mask; None if there is none."""
+    if isinstance(module, DynamicConv2d):
+        return None
+    held = {**module._parameters, **module._buffers, **module._modules}
+    return next((name for name, part in held.items() if part is not None and name not in ("weight", "bias")), None)
 
 
 def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:

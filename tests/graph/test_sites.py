@@ -265,6 +265,17 @@ def test_a_convolution_with_hooks_is_refused(register: str) -> None:
     assert sites_of(model)["0"].refusal is None
 
 
+def test_a_convolution_that_holds_more_than_its_weights_is_refused() -> None:
+    model = nn.Sequential(conv(), conv(), conv())
+    model[0].register_buffer("mask", torch.ones(1))
+    model[1].observer = nn.Identity()
+    refusals = [site.refusal for site in sites_of(model).values()]
+    assert refusals == [
+        *(f"holds {name} besides its weight and bias, which a replacement would lose" for name in ("mask", "observer")),
+        None,
+    ]
+
+
 def test_weights_that_are_not_finite_are_refused() -> None:
     model = nn.Sequential(conv(), conv())
     with torch.no_grad():
