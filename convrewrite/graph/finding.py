@@ -198,8 +198,10 @@ def _works(model: nn.Module) -> set[str]:
 
 
 def _has_own(module: nn.Module, methods: Sequence[str]) -> bool:
-    """Whether a class overrides one of these methods, or hooks on its state do something."""
-    own = any(getattr(type(module), method) is not getattr(nn.Module, method) for method in methods)
+    """Whether a class overrides one of these methods, besides torch's layers, which look at themselves alone, or hooks on its
+    state do something."""
+    found = [getattr(type(module), method) for method in methods]
+    own = any(not str(method.__module__).startswith(nn.Module.__module__.rpartition(".")[0]) for method in found)
     return own or ("state_dict" in methods and bool(module._state_dict_hooks or module._state_dict_pre_hooks))
 
 

@@ -27,6 +27,9 @@ BATCH_NORMS: dict[int, type[nn.Module]] = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d}
 """Types of BatchNorm by the number of dimensions of the convolution they follow."""
 
 
+OWN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+"""What convolutions and BatchNorms hold."""
+
 COMPUTED: dict[bool | None, str] = {
     True: "the kernel is computed from the input",
     False: "the kernel is computed from parameters at every call",
@@ -204,11 +207,11 @@ def _refusal(name: str, module: nn.Module, shared: dict[int, list[str]], unlifte
 
 
 def _more_than_its_own(module: nn.Module) -> str | None:
-    """The name of a parameter, buffer or part that other code has put on a convolution, as a mask; None if there is none."""
+    """The name of a parameter, buffer or part that other code has put on a convolution or a BatchNorm, as a mask, if any."""
     if isinstance(module, DynamicConv2d):
         return None
     held = {**module._parameters, **module._buffers, **module._modules}
-    return next((name for name, part in held.items() if part is not None and name not in ("weight", "bias")), None)
+    return next((name for name, part in held.items() if part is not None and name not in OWN), None)
 
 
 def _shared_parameters(model: nn.Module) -> dict[int, list[str]]:
@@ -241,7 +244,7 @@ def _batch_norms(model: nn.Module, traced: Traced, runs: Counter[int]) -> dict[s
         conv, norm = modules[name], modules[follower]
         wanted = BATCH_NORMS.get(ConvSpec.of(conv).dims) if type(conv) in CONV_TYPES else None
         foldable = wanted is not None and type(norm) is wanted and node.args[1:] == ()
-        foldable = foldable and not norm.training and _is_finite(norm)
+        foldable = foldable and not norm.training and _is_finite(norm) and _more_than_its_own(norm) is None
         hooked = norm._forward_hooks or norm._forward_pre_hooks
         if foldable and not hooked and runs[id(conv)] == runs[id(norm)] == 1:
             pairs[name] = follower

@@ -274,6 +274,9 @@ def test_a_convolution_that_holds_more_than_its_weights_is_refused() -> None:
         *(f"holds {name} besides its weight and bias, which a replacement would lose" for name in ("mask", "observer")),
         None,
     ]
+    norms = nn.Sequential(conv(), nn.BatchNorm2d(3), conv(), nn.BatchNorm2d(3)).eval()
+    norms[1].register_buffer("mask", torch.ones(1))
+    assert [site.batch_norm for site in sites_of(norms).values()] == [None, "3"]
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:
