@@ -1,5 +1,6 @@
 """Turns whatever a caller names a model by into a module with its inputs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +26,9 @@ from convrewrite.state import named_parameters_of, parameters_of, unmade_part
 ModelSource = Any
 """A module, the path of a file, or an ``onnx.ModelProto``, which is not named here, so that onnx need not be imported."""
 
+
+LARGEST_REPORTED = 1 << 30
+"""Most numbers of an input whose shape only a report states, which may come from anyone: four gigabytes of float32."""
 
 REBUILT = "give convrewrite.loading.rebuild(program).model, where program is what torch.export gave"
 
@@ -52,9 +56,13 @@ def network_of(
 
 def example_for(report: Report, model: ModelSource, example: ExampleInput | None) -> ExampleInput | None:
     """The example that was given; for a module without one, random numbers of the shapes in the report, in double precision where
-    all its own numbers are, and in single precision otherwise."""
+    all its own numbers are, and in single precision otherwise. Raises UsageError for shapes that no example has."""
     if example is not None or not isinstance(model, nn.Module):
         return example
+    if (largest := max(map(math.prod, report.input_shapes), default=0)) > LARGEST_REPORTED:
+        raise UsageError(
+            f"example input: expected at most {LARGEST_REPORTED} numbers by the report, found {largest}; give an example"
+        )
     generator = torch.Generator().manual_seed(0)
     own = {p.dtype for p in parameters_of(model) if p.is_floating_point()}
     dtype = torch.float64 if own == {torch.float64} else torch.float32

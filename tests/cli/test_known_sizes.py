@@ -11,7 +11,10 @@ from commands import INPUT, Ran, call, small_network
 from torch import nn
 
 from convrewrite.cli.known_sizes import sizes_of
+from convrewrite.errors import UsageError
 from convrewrite.loading import runs_on
+from convrewrite.pipeline.networks import example_for
+from convrewrite.results import read_report
 
 SHAPE = (1, 3, 16, 16)
 QUICK = ("--calib", "weights", "--any-speed")
@@ -93,3 +96,13 @@ def test_sizes_that_a_model_does_not_take_are_no_sizes_of_its_own(place: Path, t
     torch.save(net, tmp_path / "model.pt")
     shutil.copy(place / "out" / "report.json", tmp_path / "report.json")
     assert "input size assumed 1x3x32x32" in call("analyze", tmp_path / "model.pt").said
+
+
+def test_a_report_of_enormous_inputs_makes_no_run_on_such(place: Path, tmp_path: Path) -> None:
+    out = shutil.copytree(place / "out", tmp_path / "out")
+    assert sizes_of(out) is not None
+    told = json.loads((out / "report.json").read_text())
+    (out / "report.json").write_text(json.dumps(told | {"input_shapes": [[1, 3, 40_000, 40_000]]}))
+    assert sizes_of(out) is None
+    with pytest.raises(UsageError, match="expected at most 1073741824 numbers by the report, found 4800000000"):
+        example_for(read_report(out), small_network(), None)
