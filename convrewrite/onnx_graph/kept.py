@@ -47,6 +47,11 @@ OPAQUE = (
     "operators, or simplify it first"
 )
 
+CUT_UNEVENLY = (
+    "transposed, and cut to an output_shape, by auto_pad, or more at one end than at the other, as no layer of torch is; export "
+    "the model with pads that are the same at both ends, and output_padding"
+)
+
 _PLAIN = {"Conv": ConvOperator(), "ConvTranspose": ConvOperator(transposed=True)}
 
 _OTHERS: dict[tuple[str, str], tuple[ConvOperator, str]] = {
@@ -187,9 +192,22 @@ def _main_reasons(
         elif reason is None and _input(node, 0) not in from_examples:
             reason = HELD
         elif reason is None and sites is not None:
-            reason = BEHIND if number not in within else OPAQUE if _is_finite(file, node.input[1:]) else BROKEN
+            reason = _opaque_reason(file, node) if number in within else BEHIND
         if reason is not None:
             yield number, reason
+
+
+def _opaque_reason(file: OnnxFile, node: onnx.NodeProto) -> str:
+    """Why a convolution that could have become a layer became none."""
+    if not _is_finite(file, node.input[1:]):
+        return BROKEN
+    if node.op_type != "ConvTranspose":
+        return OPAQUE
+    given = {attribute.name: attribute for attribute in node.attribute}
+    pads = list(given["pads"].ints) if "pads" in given else []
+    automatic = "auto_pad" in given and given["auto_pad"].s.startswith(b"SAME")
+    uneven = pads[: len(pads) // 2] != pads[len(pads) // 2 :]
+    return CUT_UNEVENLY if "output_shape" in given or automatic or uneven else OPAQUE
 
 
 def _is_finite(file: OnnxFile, names: Collection[str]) -> bool:

@@ -378,6 +378,21 @@ def test_a_stride_beyond_the_kernel_takes_no_padding() -> None:
     assert found.input_sizes == ((9, 10),) and found.cost == Cost(32, 5 * 5 * 32)
 
 
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [
+        ({"output_shape": [9, 10]}, kept_module.CUT_UNEVENLY),
+        ({"auto_pad": "SAME_UPPER"}, kept_module.CUT_UNEVENLY),
+        ({"pads": [0, 0, 1, 1]}, kept_module.CUT_UNEVENLY),
+        ({"pads": [1, 0, 1, 0], "auto_pad": "NOTSET"}, kept_module.OPAQUE),
+    ],
+)
+def test_a_transposed_one_that_torch_cannot_cut_says_so(attributes: dict[str, Any], reason: str) -> None:
+    node = helper.make_node("ConvTranspose", ["x", "k"], ["y"], **attributes)
+    (found,) = kept_convolutions(file_of(model_of([node], [tensor("k", numbers(4, 3, 3, 3))])), SIZES, sites=())
+    assert found.reason == reason
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 def test_a_transposed_one_multiplies_at_each_place_of_its_input(axes: int) -> None:
     source, weight = (1, 4, *(5, 6, 7)[:axes]), (4, 3, *(3, 2, 3)[:axes])
