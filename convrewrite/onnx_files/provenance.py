@@ -55,6 +55,8 @@ class Provenance:
             "version": self.tool_version,
             "outputs": json.dumps(outputs),
         }
+        axes = {name: meaning.axis for name, meaning in self.outputs.items() if meaning.axis != 1}
+        entries |= {"axes": json.dumps(axes)} if axes else {}
         file, _, weights = self.file.partition(AND_WEIGHTS)
         entries |= {name: text for name, text in (("file", file), ("weights", weights)) if text}
         return {PREFIX + name: value for name, value in entries.items()}
@@ -69,7 +71,8 @@ class Provenance:
         )
         file = AND_WEIGHTS.join(filter(None, (file, weights)))
         version = version if VERSION.fullmatch(version) else "of unknown version"
-        return cls(original, result, version, _meanings(outputs), file, _form(metadata))
+        meanings = _meanings(outputs, metadata.get(PREFIX + "axes", ""))
+        return cls(original, result, version, meanings, file, _form(metadata))
 
     @staticmethod
     def digest_of_source(path: Path, beside: Iterable[Path]) -> str:
@@ -124,19 +127,25 @@ def _digest_of_all(files: Iterable[Path]) -> str:
     return hashlib.sha256("".join(digests).encode()).hexdigest() if digests else ""
 
 
-def _meanings(text: str) -> dict[str, Meaning]:
+def _meanings(text: str, axes: str) -> dict[str, Meaning]:
     """What can be read of the outputs' meanings: the file may have been changed since."""
-    try:
-        entries: Any = each_key_once(text or "{}")
-    except (ValueError, RecursionError):  # so deep a nesting is no entry of ours, nor is one that stands twice
-        return {}
     found: dict[str, Meaning] = {}
-    for name, entry in entries.items() if isinstance(entries, dict) else ():
+    known = _entries(axes)
+    for name, entry in _entries(text).items():
         if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
             continue
         try:
             said = asked_meanings({name: (entry[0], entry[1])})[name]
         except UsageError:
             continue
-        found[name] = Meaning(said.kind, WRITTEN, said.weight)
+        axis = known.get(name)
+        found[name] = Meaning(said.kind, WRITTEN, said.weight, axis if type(axis) is int else 1)
     return found
+
+
+def _entries(text: str) -> dict[str, Any]:
+    try:
+        entries: Any = each_key_once(text or "{}")
+    except (ValueError, RecursionError):  # so deep a nesting is no entry of ours, nor is one that stands twice
+        return {}
+    return entries if isinstance(entries, dict) else {}

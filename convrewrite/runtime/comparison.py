@@ -1,7 +1,7 @@
 """Two models run on the same inputs: how near their outputs are."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -90,10 +90,13 @@ def verify(
     if len(expected) == len(found) and expected.keys() != found.keys():
         found = dict(zip(expected, found.values(), strict=True))
         origins = origins if origins.keys() <= expected.keys() else {}
+    written = _written(a, expected) | _written(b, expected)
     meanings = read(
-        expected, asked_meanings(outputs), known=_written(a, expected) | _written(b, expected), origins=origins,
+        expected, asked_meanings(outputs), known=written, origins=origins,
         input_sizes={tuple(tensor.shape[1:]) for tensor in batch}, representative=representative,
     )  # fmt: skip
+    unknown = {name: meaning for name, meaning in written.items() if name not in origins}
+    meanings |= {name: _along_its_axis(meanings[name], known, expected[name]) for name, known in unknown.items()}
     comparison = RunningFidelity(meanings, "the second model")
     comparison.add(expected, found)
     compared = [(name, meaning) for name, meaning in meanings.items() if meaning.counts]
@@ -105,6 +108,12 @@ def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning
     """What a rewritten ONNX file says of its outputs."""
     found = Provenance.of(runner.metadata) if isinstance(runner, OnnxModel) else None
     return {} if found is None else {name: known for name, known in found.outputs.items() if name in outputs}
+
+
+def _along_its_axis(meaning: Meaning, written: Meaning, output: Tensor) -> Meaning:
+    """The meaning with the axis that the file says, if it says one that the output has: a file does not tell what gave it."""
+    there = written.axis != 1 and -output.ndim < written.axis < output.ndim and written.axis != 0
+    return replace(meaning, axis=written.axis) if there and output.shape[written.axis] > 1 else meaning
 
 
 def _origins(runner: Runner, batch: Inputs) -> dict[str, Origin]:

@@ -6,16 +6,19 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from commands import images, small_network
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from convrewrite import runtime, verify
 from convrewrite.errors import UsageError
+from convrewrite.meanings import Meaning
 from convrewrite.onnx_files import OnnxModel, Provenance, digest_of, mark_form
 from convrewrite.pipeline import comparing
 from convrewrite.pipeline.relations import relation_of
 from convrewrite.planning import Fingerprint
+from convrewrite.runtime.comparison import _along_its_axis
 
 NAMES = ("a", "b")
 MODULE = nn.Linear(2, 2)
@@ -144,3 +147,15 @@ def test_what_verify_is_asked_reaches_the_comparison(monkeypatch: pytest.MonkeyP
     with pytest.raises(UsageError, match="not here"):
         verify(small_network(), small_network(), images(1), **said)  # type: ignore[arg-type]
     assert asked == [("one", "other"), ["output"], False]
+
+
+def test_two_files_are_compared_along_the_axis_of_classes_that_one_of_them_says() -> None:
+    """A file does not tell what gave an output: of a classifier of tokens the classes are along the last axis."""
+    metadata = Provenance("o", "r", "9.9", {"y": Meaning("logits", "", axis=-1)}).metadata()
+    written = Provenance.of(metadata)
+    assert written is not None and written.outputs["y"].axis == -1
+    told, tokens = Meaning("logits", "looks"), torch.zeros(2, 4, 3)
+    assert _along_its_axis(told, written.outputs["y"], tokens).axis == -1
+    for text in ('{"y": "2"}', '{"y": true}', "[", '{"y": 7}', '{"y": 0}'):
+        strange = Provenance.of(metadata | {"convrewrite.axes": text})
+        assert strange is not None and _along_its_axis(told, strange.outputs["y"], tokens) == told
