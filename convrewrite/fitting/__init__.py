@@ -11,6 +11,7 @@ from convrewrite.fitting.moments import (
     position_limit,
     with_wanted_outputs,
 )
+from convrewrite.fitting.squares import summed_squares
 from convrewrite.fitting.stages import effort_within, fit, refit, rough_fit
 from convrewrite.fitting.targets import ENOUGH_POSITIONS, LARGE, Ground, solving
 from convrewrite.fitting.trust import doubtable
@@ -34,5 +35,6 @@ __all__ = [
     "refit",
     "rough_fit",
     "solving",
+    "summed_squares",
     "with_wanted_outputs",
 ]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from convrewrite.conv import PADDING_MODES, ConvSpec, Size
-from convrewrite.fitting.squares import Correlations, Products
+from convrewrite.fitting.squares import Correlations, Products, summed_squares
 from convrewrite.places import PROCESSOR, exact_place, exactly, in_float64
 
 CHUNK = 1 << 23
@@ -239,7 +239,7 @@ class Accumulator:
         y = outputs - self._shift[1]
         self._count += y.shape[1]
         self._sum_y += exactly(y.sum(1))
-        self._sum_yy += exactly(y.square().sum(1))
+        self._sum_yy += summed_squares(y)
         return y
 
     def _wait(self, pixels: Tensor, outputs: Tensor) -> None:
@@ -320,7 +320,7 @@ def with_wanted_outputs(
             centred = y - mean.to(y)
             cov_yp += exactly(centred.T @ p)
             rest += exactly(centred).sum(0, dtype=torch.float64)
-            var_y += exactly(centred * centred).sum(0, dtype=torch.float64)
+            var_y += summed_squares(centred)
     return tuple(
         # Outputs that are centred but for rounding need no centred patches.
         replace(m, mean_y=mean, cov_yp=(cov_yp - torch.outer(rest, m.mean_p)) / count, var_y=var_y / count)

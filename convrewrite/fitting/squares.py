@@ -12,13 +12,27 @@ import torch
 from torch import Tensor
 
 from convrewrite.conv import Size
-from convrewrite.places import exactly
+from convrewrite.places import exactly, in_float64
 
 PART = 1 << 14
 """Positions whose products are summed in the precision of the patches before they are added to the sums in float64."""
 
 STRIP = 512
 """Rows of a covariance that are summed up at a time; what lies left of the diagonal mirrors what lies above it."""
+
+
+FAINT = 1e-30
+"""Sums of squares below this may have lost some of them in float32, whose least number is 1e-38."""
+
+
+def summed_squares(rows: Tensor) -> Tensor:
+    """The sums of the squares of columns, ``(..., P, O)`` -> ``(..., O)`` in float64. In float32 the squares of small numbers are
+    zero and those of large ones infinite: columns whose sum may be wrong are squared in float64."""
+    found = in_float64(rows.square().sum(-2))
+    doubtful = ~((found >= FAINT) & found.isfinite()).reshape(-1, rows.shape[-1]).all(0)
+    if rows.dtype != torch.float64 and bool(doubtful.any()):
+        found[..., doubtful] = in_float64(rows[..., doubtful.to(rows.device)]).square().sum(-2)
+    return found
 
 
 class _Sums:

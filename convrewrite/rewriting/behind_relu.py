@@ -8,8 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from convrewrite.fitting import LARGE, Block, Fit, Moments, Roots, with_wanted_outputs
-from convrewrite.places import exactly
+from convrewrite.fitting import LARGE, Block, Fit, Moments, Roots, summed_squares, with_wanted_outputs
 from convrewrite.rewriting.attempts import without_failed
 from convrewrite.rewriting.site_fit import SiteFit
 from convrewrite.rules import Candidate
@@ -113,7 +112,7 @@ def _squared_error(block: Block, outputs: Tensor, roots: Roots) -> float:
     skip = 0.0 if block.skips is None else block.skips
     difference = (block.outputs + skip).relu() - (outputs + skip).relu()
     weighted = (rows if root is None else rows @ root.T.to(rows) for rows, root in zip(difference, roots, strict=True))
-    return sum(float(exactly(rows.square()).sum(dtype=torch.float64)) for rows in weighted)
+    return sum(float(summed_squares(rows).sum()) for rows in weighted)
 
 
 def _relaxed(block: Block, outputs: Tensor) -> Tensor:

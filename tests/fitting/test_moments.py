@@ -171,6 +171,20 @@ def test_half_precision_activations_are_summed_in_float32(dtype: torch.dtype) ->
     assert unexplained(kernel, found) == pytest.approx(unexplained(kernel, expected), rel=0.05)
 
 
+@pytest.mark.parametrize("scale", [1e-24, 1e24])
+@torch.no_grad()
+def test_outputs_whose_squares_float32_cannot_hold_have_their_variance(scale: float) -> None:
+    x, y = natural(4, 6, 8, 8, torch.float32), torch.randn(4, 5, 8, 8)
+    y[:, 1] = 0
+    accumulator = Accumulator(POINTWISE, 0, 0, keep=True)
+    accumulator.add(x, scale * y)
+    (found,), (expected,), blocks = accumulator.result(), gathered(POINTWISE, [(x, y)]), accumulator.kept
+    assert blocks is not None
+    (other,) = with_wanted_outputs([found], blocks, [block.outputs for block in blocks])
+    for own in (found, other):
+        torch.testing.assert_close(own.var_y / scale**2, expected.var_y, rtol=1e-5, atol=0)
+
+
 @torch.no_grad()
 def test_constant_inputs_have_no_variance_and_a_finite_error() -> None:
     original, kernel = convolution(SPECS["no padding"])
