@@ -32,7 +32,7 @@ OWN = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 
 COMPUTED: dict[bool | None, str] = {
     True: "the kernel is computed from the input",
-    False: "the kernel is computed from parameters at every call",
+    False: "the kernel is no parameter or buffer, but computed at every call or held elsewhere",
     None: "the kernel is computed at every call; from what does not show, as the model does not run on other numbers",
 }
 """Whether a kernel depends on the input -> why its convolution stays."""

@@ -88,7 +88,7 @@ def test_every_way_of_holding_a_kernel() -> None:
         "1.blur": None,
         "1.conv": None,
         "1.many_0": None,
-        "1#0": "the kernel is computed from parameters at every call",
+        "1#0": "the kernel is no parameter or buffer, but computed at every call or held elsewhere",
         "1.up": None,
     }
     assert sites["1.kernel"].spec == ConvSpec(3, 4, (3, 3), (2, 2), (1, 1))

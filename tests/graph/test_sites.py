@@ -319,7 +319,23 @@ def test_functional_calls_are_sites_with_a_reason() -> None:
     reasons = [str(site.refusal) for site in sites.values()]
     assert "functional call on weight" in reasons[0]
     assert "functional call on blur" in reasons[1]
-    assert reasons[2] == reasons[3] == "the kernel is computed from parameters at every call"
+    assert (
+        reasons[2] == reasons[3] == "the kernel is no parameter or buffer, but computed at every call or held elsewhere"
+    )
+
+
+def test_a_constant_kernel_that_the_model_does_not_hold_is_not_told_to_come_from_parameters() -> None:
+    """As kernels of kornia's derivatives and of julius' resampling, which are made of numbers alone."""
+    kernel = torch.ones(4, 4, 3, 3)
+
+    class Blur(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, kernel)
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), Blur()).eval()
+    (site,) = (one for name, one in sites_of(model).items() if name != "0")
+    assert "parameters" not in str(site.refusal)
+    assert "held elsewhere" in str(site.refusal)
 
 
 class Looking(nn.Module):
