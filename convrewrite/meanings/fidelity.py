@@ -85,12 +85,14 @@ class OutputFidelity:
 @dataclass(frozen=True, slots=True)
 class Fidelity:
     """The fidelity of every output that is not ignored, over ``examples`` examples; ``meanings`` are those of all outputs,
-    ``left_out`` names what the original returns besides tensors."""
+    ``left_out`` names what the original returns besides tensors. ``constant``: the original gave the same outputs for all
+    examples, so that nothing shows whether another model follows them."""
 
     outputs: tuple[OutputFidelity, ...]
     examples: int
     left_out: tuple[str, ...] = ()
     meanings: Mapping[str, Meaning] = field(default_factory=dict)
+    constant: bool = False
 
     @property
     def least_agreement(self) -> float | None:

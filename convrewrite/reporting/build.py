@@ -26,7 +26,7 @@ from convrewrite.reporting.report import (
     SiteRow,
     Totals,
 )
-from convrewrite.reporting.verdict import few_positions, overfitted, refused, unheld, useless
+from convrewrite.reporting.verdict import few_positions, overfitted, refused, unheld, unshown, useless
 from convrewrite.rewriting import Outcome, Work
 from convrewrite.runtime import Measured
 from convrewrite.settings import Constraints, Recovery
@@ -121,6 +121,7 @@ def build_report(
         warnings=(
             *([lost] if lost else []),
             *unheld(constraints, measured.fidelity),
+            *unshown(measured),
             *few_positions(outcomes),
             *overfitted(outcomes),
         ),
@@ -170,7 +171,8 @@ def recovered_report(
         site.model_copy(update={"output_error": None, "error_basis": None}) if stale and site.option else site
         for site in report.sites
     )
-    earlier = unheld(constraints, measured.fidelity) if stale else report.warnings[1 if report.useless else 0 :]
+    anew = (*unheld(constraints, measured.fidelity), *unshown(measured))
+    earlier = anew if stale else report.warnings[1 if report.useless else 0 :]
     fields = {name: getattr(report, name) for name in type(report).model_fields}
     fields |= {
         "sites": sites,

@@ -88,6 +88,21 @@ def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     )
 
 
+def unshown(measured: Measured) -> tuple[str, ...]:
+    """In one warning that the fidelity says nothing, as the original gives one output for all inputs."""
+    if not measured.fidelity.constant:
+        return ()
+    advice = (
+        "give real inputs (--calib)"
+        if measured.noise
+        else "check that the inputs are prepared as in training, and that the model is a trained one"
+    )
+    return (
+        f"the original gives the same outputs for all of the {measured.fidelity.examples} inputs that fidelity was measured on, "
+        f"which then cannot show what is lost: {advice}",
+    )
+
+
 def overfitted(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
     """The sites whose fit holds clearly better for the inputs it was fitted on than for others, in one warning."""
     found = [

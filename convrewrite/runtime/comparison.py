@@ -34,6 +34,7 @@ def measure_fidelity(
     comparison: RunningFidelity | None = None
     others: dict[str, None] = {}
     examples = 0
+    firsts: dict[str, Tensor] | None = {}
     with eval_mode(original, rewritten):
         for batch in batches:
             expected, skipped = outputs_of(original, batch)
@@ -44,9 +45,26 @@ def measure_fidelity(
             comparison.add(expected, found)
             others |= dict.fromkeys(skipped)
             examples += examples_in(batch)
+            counted = {name: output for name, output in expected.items() if comparison.meanings[name].counts}
+            firsts = _still(firsts, counted, examples_in(batch))
     if comparison is None:
         raise VerificationError("fidelity: expected at least one batch of inputs, found none")
-    return Fidelity(comparison.outputs(), examples, tuple(others), comparison.meanings)
+    constant = firsts is not None and examples > 1
+    return Fidelity(comparison.outputs(), examples, tuple(others), comparison.meanings, constant)
+
+
+def _still(firsts: dict[str, Tensor] | None, outputs: Mapping[str, Tensor], examples: int) -> dict[str, Tensor] | None:
+    """The first example's outputs, if those of all examples so far are the same to the bit; None once any other was seen, and for
+    outputs without an axis of examples, of which nothing is known."""
+    if firsts is None:
+        return None
+    for name, output in outputs.items():
+        first = firsts.setdefault(name, output[:1].clone() if output.ndim else output)
+        if output.ndim == 0 or len(output) != examples or output.shape[1:] != first.shape[1:]:
+            return None
+        if not bool((output == first).all()):
+            return None
+    return firsts
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.onnx_files.model import OnnxModel
+from convrewrite.reporting.verdict import unshown
 from convrewrite.runtime.exporting import TorchExporter
 from convrewrite.runtime.measurement import (
     PARITY_EXAMPLES,
@@ -135,3 +136,17 @@ def test_parity_is_decided_on_few_examples_and_on_a_whole_batch(given: int, batc
     (few,) = _few((X[:given],), batch)
     assert len(few) == examples
     assert torch.equal(few[: min(given, examples)], X[: min(given, examples)])
+
+
+def test_fidelity_on_outputs_that_never_change_is_told_to_show_nothing() -> None:
+    """A dead ReLU, or inputs prepared otherwise than in training: every error is 0, whatever is lost."""
+    alive, _ = networks()
+    dead = nn.Sequential(copy.deepcopy(alive), nn.Hardtanh(1e9, 2e9))
+    assert not measure_outputs(alive, alive, evaluation_of(alive)).fidelity.constant
+    found = measure_outputs(dead, dead, evaluation_of(dead))
+    (told,) = unshown(found)
+    assert "the same outputs for all of the 12 inputs" in told
+    assert "prepared as in training" in told
+    assert "give real inputs (--calib)" in unshown(replace(found, noise=True))[0]
+    single = Evaluation(((X[:1],),), BASIS).with_meanings(dead, {})
+    assert unshown(measure_outputs(dead, dead, single)) == (), "of one input nothing is known"
