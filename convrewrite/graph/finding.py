@@ -273,21 +273,24 @@ def _with_what_makes_them(model: nn.Module, lifted: Lifted, sites: Sequence[Site
     computed = {one.module for one in lifted.lifts if any(conv.computed for conv in one.convs)}
     found: list[Site] = []
     for site in sites:
-        own = _own_parameters(model, site.name) if site.name in computed else None
+        own = _own_parameters(model, site.name, computed) if site.name in computed else None
         found.append(replace(site, further_parameters=own - site.spec.parameters) if own is not None else site)
     return tuple(found)
 
 
-def _own_parameters(model: nn.Module, name: str) -> int | None:
-    """How many numbers are in the parameters of a module that no other module holds; None where it has no parameters."""
+def _own_parameters(model: nn.Module, name: str, computed: Iterable[str]) -> int | None:
+    """How many numbers are in the parameters of a module that no other module holds; None where it has no parameters. Parts that
+    only modules hold whose kernels are ``computed`` go with these."""
     module = model.get_submodule(name)
-    seen = {module}
-    waiting = [model]
-    while waiting:  # everything that the model holds by ways that do not lead through the module
+    own = set(module.modules())
+    makers = {model.get_submodule(one) for one in computed}
+    seen, waiting = set(makers), [model]
+    while waiting:  # everything that the model holds by ways that do not lead through one of these
         part = waiting.pop()
         if part not in seen:
             seen.add(part)
             waiting += part.children()
-    elsewhere = {id(p) for part in seen - {module} for p in part._parameters.values()}
+    others = [part for part in model.modules() if part not in own or part in seen - makers]
+    elsewhere = {id(p) for part in others for p in part._parameters.values()}
     parameters = list(parameters_of(module))
     return sum(p.numel() for p in parameters if id(p) not in elsewhere) if parameters else None
