@@ -25,8 +25,15 @@ class Evaluation:
         return replace(self, batches=tuple(moved(batch, device) for batch in self.batches))
 
     def with_meanings(
-        self, model: nn.Module, asked: Mapping[str, Meaning], known: Mapping[str, Meaning] = NOTHING
+        self,
+        model: nn.Module,
+        asked: Mapping[str, Meaning],
+        known: Mapping[str, Meaning] = NOTHING,
+        *,
+        comparable: bool = False,
     ) -> "Evaluation":
-        """With what the outputs of the original mean, found on these inputs once for the whole run."""
-        meanings = tell(model, self.batches, asked, known=known, representative=not self.noise)
+        """With what the outputs of the original mean, found on these inputs once for the whole run; ``comparable`` as in
+        :func:`tell`, unless they are noise."""
+        real = not self.noise
+        meanings = tell(model, self.batches, asked, known=known, representative=real, comparable=comparable and real)
         return replace(self, meanings=meanings)

@@ -135,13 +135,15 @@ def tell(
     *,
     known: Mapping[str, Meaning] = NOTHING,
     representative: bool = True,
+    comparable: bool = False,
 ) -> dict[str, Meaning]:
     """What every output of ``model`` means, inferred from the first of the batches. ``asked`` overrides all evidence, and what is
     ``known`` from an earlier run.
 
     ``representative``: whether the inputs are like those that the model will get; statistics on random noise are not trusted.
     Raises UsageError for names that no output has, and for meanings that an output cannot have; ModelError where all outputs that
-    count are empty; TraceError when the model does not run.
+    count are empty, or, if all have to be ``comparable``, where one holds NaN, which nothing equals; TraceError when the model
+    does not run.
     """
     parts: list[dict[str, Tensor]] = []
     origins: dict[str, Origin] = {}
@@ -160,7 +162,20 @@ def tell(
     samples = {name: _together([part[name] for part in parts if name in part]) for name in parts[0]}
     found = read(samples, asked, origins=origins, known=known, input_sizes=sizes, representative=representative)
     _require_numbers(parts, found, examples)
+    if comparable:
+        _require_no_nan(parts, found)
     return found
+
+
+def _require_no_nan(parts: Sequence[Mapping[str, Tensor]], meanings: Mapping[str, Meaning]) -> None:
+    """Raise ModelError for NaN in an output that counts."""
+    for name, values in ((name, values) for part in parts for name, values in part.items()):
+        if name in meanings and meanings[name].counts and values.is_floating_point() and bool(values.isnan().any()):
+            raise ModelError(
+                f"output {name!r}: expected numbers for every input, found NaN among them, which nothing equals; give inputs for "
+                "which the model gives numbers (--calib), the part of it that comes before, or, if there are other outputs, "
+                f"ignore this one (--output {name}=ignore)"
+            )
 
 
 def _require_numbers(parts: Sequence[Mapping[str, Tensor]], meanings: Mapping[str, Meaning], examples: int) -> None:

@@ -66,8 +66,11 @@ def _calibrated(prepared: Prepared, calibration: object, settings: Settings, pro
 def _evaluation(
     prepared: Prepared, data: Calibration, constraints: Constraints, known: Mapping[str, Meaning]
 ) -> Evaluation:
+    by_class = (
+        constraints.keep is not None and constraints.keep.measure == "agreement"
+    )  # where single rows may hold none
     evaluation = evaluation_inputs(prepared.inputs, data, prepared.batch).with_meanings(
-        prepared.model, constraints.outputs, known
+        prepared.model, constraints.outputs, known, comparable=not by_class
     )
     for output, meaning in evaluation.meanings.items():
         LOG.info("output %s is taken for %s: %s", output, meaning.kind, meaning.reason)

@@ -1,9 +1,11 @@
 """What everything in one run is measured on, and what its outputs were taken for."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from convrewrite.errors import ModelError
 from convrewrite.meanings.evaluation import Evaluation
 from convrewrite.meanings.kinds import Meaning
 
@@ -33,3 +35,25 @@ def test_on_noise_looks_are_not_believed() -> None:
     real = Evaluation(((maps,),), "inputs").with_meanings(model, {})
     noise = Evaluation(((maps,),), "noise", noise=True).with_meanings(model, {})
     assert (real.meanings["output"].kind, noise.meanings["output"].kind) == ("logits", "values")
+
+
+def test_what_gives_nan_for_some_inputs_cannot_be_compared() -> None:
+    maps = torch.rand(20, 3)
+    maps[17, 0] = torch.nan
+    evaluation = Evaluation(((maps,),), "inputs")
+    with pytest.raises(ModelError, match="'output': expected numbers for every input, found NaN among them"):
+        evaluation.with_meanings(nn.Identity(), {}, comparable=True)
+    ignored = {"output.a": Meaning("ignore", "as asked")}
+    both = Evaluation(((maps, torch.rand(20, 3)),), "inputs")
+    told = both.with_meanings(Pair(), ignored, comparable=True).meanings
+    assert not told["output.a"].counts and told["output.b"].counts
+    assert evaluation.with_meanings(nn.Identity(), {}).meanings.keys() == {"output"}
+    Evaluation(((maps,),), "noise", noise=True).with_meanings(nn.Identity(), {}, comparable=True)
+
+
+class Pair(nn.Module):
+    """Its inputs by name."""
+
+    def forward(self, a: torch.Tensor, b: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Both."""
+        return {"a": a.clone(), "b": b.clone()}
