@@ -90,7 +90,8 @@ def few_positions(outcomes: Sequence[Outcome]) -> tuple[str, ...]:
 
 def unshown(measured: Measured) -> tuple[str, ...]:
     """In one warning that the fidelity says nothing, as the original gives one output for all inputs."""
-    if not measured.fidelity.constant:
+    examples = measured.fidelity.examples
+    if not measured.fidelity.constant or examples < 2:  # one input, which a file for whole batches gets several times
         return ()
     advice = (
         "give real inputs (--calib)"
@@ -98,7 +99,7 @@ def unshown(measured: Measured) -> tuple[str, ...]:
         else "check that the inputs are prepared as in training, and that the model is a trained one"
     )
     return (
-        f"the original gives the same outputs for all of the {measured.fidelity.examples} inputs that fidelity was measured on, "
+        f"the original gives the same outputs for all of the {examples} inputs that fidelity was measured on, "
         f"which then cannot show what is lost: {advice}",
     )
 

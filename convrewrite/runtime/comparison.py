@@ -49,8 +49,7 @@ def measure_fidelity(
             firsts = _still(firsts, counted, examples_in(batch))
     if comparison is None:
         raise VerificationError("fidelity: expected at least one batch of inputs, found none")
-    constant = firsts is not None and examples > 1
-    return Fidelity(comparison.outputs(), examples, tuple(others), comparison.meanings, constant)
+    return Fidelity(comparison.outputs(), examples, tuple(others), comparison.meanings, constant=firsts is not None)
 
 
 def _still(firsts: dict[str, Tensor] | None, outputs: Mapping[str, Tensor], examples: int) -> dict[str, Tensor] | None:
