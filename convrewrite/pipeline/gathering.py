@@ -66,9 +66,8 @@ def _calibrated(prepared: Prepared, calibration: object, settings: Settings, pro
 def _evaluation(
     prepared: Prepared, data: Calibration, constraints: Constraints, known: Mapping[str, Meaning]
 ) -> Evaluation:
-    by_class = (
-        constraints.keep is not None and constraints.keep.measure == "agreement"
-    )  # where single rows may hold none
+    # Rows of scores may hold NaN where an agreement counts the others.
+    by_class = constraints.keep is not None and constraints.keep.measure == "agreement"
     evaluation = evaluation_inputs(prepared.inputs, data, prepared.batch).with_meanings(
         prepared.model, constraints.outputs, known, comparable=not by_class
     )
