@@ -211,7 +211,7 @@ def _require_legacy(path: Path) -> None:
     if start != LEGACY_MAGIC:
         raise ModelLoadError(
             f"{path}: expected a file written by torch.save or safetensors, found one that begins with {start!r}; "
-            "save the model with torch.save(model.state_dict(), FILE)"
+            "save the whole model with torch.save(model, FILE), or its state dict, and pass --factory FILE.py:NAME"
         )
 
 

@@ -107,7 +107,7 @@ def _load_file(path: Path, factory: str | None, trust: bool) -> tuple[nn.Module,
     if found is None:
         raise ModelLoadError(
             f"{path}: expected an nn.Module or a state dict, found {_content_of(content)}; "
-            "save the model with torch.save(model.state_dict(), FILE)"
+            "save the whole model with torch.save(model, FILE), or its state dict, and pass --factory FILE.py:NAME"
         )
     if factory is None:
         raise ModelLoadError(f"{path}: expected a whole model, {_NEED_FACTORY}")

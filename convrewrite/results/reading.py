@@ -29,11 +29,17 @@ from convrewrite.values import shown
 
 def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises PlanError for a file that is missing or holds something else."""
+    if os.path.isfile(path / PLAN):  # unlike the method of a path, it takes any name
+        raise PlanError(f"{path}: expected a plan, found the folder of a result; name the plan in it, {path / PLAN}")
     return Plan.from_json(read_text(path, PlanError, "a plan that `convrewrite plan` wrote"), str(path))
 
 
 def read_report(folder: Path) -> Report:
     """The report of the result in a folder. Raises ModelLoadError for one that is missing or is something else."""
+    if os.path.isfile(folder):
+        raise ModelLoadError(
+            f"{folder}: expected the folder of a result, found a file; name the folder that `convrewrite optimize` wrote"
+        )
     path = folder / REPORT
     text = read_text(path, ModelLoadError, "a report that `convrewrite optimize` wrote")
     try:

@@ -3,6 +3,7 @@
 import copy
 import os
 import pickle
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from convrewrite.reporting.report import ExportRow
 from convrewrite.results import folder as results
 from convrewrite.results.digests import require_described
 from convrewrite.results.folder import FILES, Result, add_exports, check_writable, save_plan
-from convrewrite.results.reading import read_report
+from convrewrite.results.reading import read_plan, read_report
 from convrewrite.results.weights import read_weights, write_weights
 
 
@@ -52,6 +53,15 @@ def result() -> Result:
 @pytest.fixture
 def folder(result: Result, tmp_path: Path) -> Path:
     return result.save(tmp_path / "results" / "deep" / "out")
+
+
+def test_a_folder_for_its_plan_and_a_file_for_its_folder_are_told_by_the_right_name(folder: Path) -> None:
+    with pytest.raises(PlanError, match=rf"name the plan in it, {re.escape(str(folder / 'plan.json'))}$"):
+        read_plan(folder)
+    with pytest.raises(
+        ModelLoadError, match=r"plan\.json: expected the folder of a result, found a file; name the folder"
+    ):
+        read_report(folder / "plan.json")
 
 
 def test_saving_makes_the_folders_above_and_leaves_nothing_else(folder: Path, tmp_path: Path) -> None:
