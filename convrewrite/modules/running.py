@@ -79,6 +79,8 @@ def _advice(model: nn.Module, error: Exception, reason: str, inputs: Inputs) -> 
     """What to do about an error, judging by its reason."""
     if "keyword-only argument" in reason:
         return wrapping(type(model).__name__)
+    if "required positional argument" in reason:
+        return "give every input of it (--input once for each, or a tuple as example_input in Python)"
     called = higher_order(model) if type(error).__module__.startswith("torch._dynamo") else None
     if called is not None:
         return f"it calls {called}, which runs functions of its own: {WITHOUT_FUNCTIONS}"

@@ -31,6 +31,8 @@ def read_plan(path: Path) -> Plan:
     """The plan in a file. Raises PlanError for a file that is missing or holds something else."""
     if os.path.isfile(path / PLAN):  # unlike the method of a path, it takes any name
         raise PlanError(f"{path}: expected a plan, found the folder of a result; name the plan in it, {path / PLAN}")
+    if path.name == REPORT and os.path.isfile(path.parent / PLAN):
+        raise PlanError(f"{path}: expected a plan, found a report; name the plan beside it, {path.parent / PLAN}")
     return Plan.from_json(read_text(path, PlanError, "a plan that `convrewrite plan` wrote"), str(path))
 
 

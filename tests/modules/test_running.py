@@ -63,6 +63,13 @@ def test_what_is_taken_by_keyword_only_has_to_be_wrapped() -> None:
         run(Flagged(), (torch.zeros(1, 3, 4, 4),))
 
 
+def test_an_input_that_is_missing_is_no_matter_of_shapes() -> None:
+    with pytest.raises(
+        TraceError, match=r"Bilinear: .* argument: 'input2'; give every input of it \(--input once for each"
+    ):
+        run(nn.Bilinear(2, 2, 2), (torch.zeros(1, 2),))
+
+
 @pytest.mark.parametrize(("text", "told"), [("", "ValueError"), ("first\nsecond", "first")])
 def test_the_reason_is_one_line(text: str, told: str) -> None:
     class Refuses(nn.Module):

@@ -58,6 +58,8 @@ def folder(result: Result, tmp_path: Path) -> Path:
 def test_a_folder_for_its_plan_and_a_file_for_its_folder_are_told_by_the_right_name(folder: Path) -> None:
     with pytest.raises(PlanError, match=rf"name the plan in it, {re.escape(str(folder / 'plan.json'))}$"):
         read_plan(folder)
+    with pytest.raises(PlanError, match=r"found a report; name the plan beside it, .*plan\.json$"):
+        read_plan(folder / "report.json")
     with pytest.raises(
         ModelLoadError, match=r"plan\.json: expected the folder of a result, found a file; name the folder"
     ):
