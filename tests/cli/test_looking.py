@@ -73,7 +73,7 @@ def test_a_result_without_a_place_is_called_after_its_model(place: Path) -> None
 def test_a_report_is_shown_again_and_as_json(capsys: Any) -> None:
     assert main(["report", "small-rewritten"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "small.pt" in shown and "channel" in shown and "fitted on" in shown
+    assert "small.pt" in shown and "rank" in shown and "fitted on" in shown
     schema = schema_of("report", capsys)
     assert main(["report", "small-rewritten", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
