@@ -194,13 +194,10 @@ def _refine(start: _Point, stages: Sequence[Stage], target: FitTarget, root: Ten
     precision = torch.float32 if len(target.covariance) >= SINGLE else target.kernel.dtype
     near, whitener = target.to(precision), root.to(precision)
     first, *others = (kernel.to(precision) for kernel in kernels)
-    whitened = (first.reshape(root.shape[0], -1, root.shape[1]) @ whitener).reshape(first.shape)
-    units = [_unit_of(kernel) for kernel in (whitened, *others)]
-    variables = [kernel / unit for kernel, unit in zip((whitened, *others), units, strict=True)]
+    variables = [(first.reshape(root.shape[0], -1, root.shape[1]) @ whitener).reshape(first.shape), *others]
 
     def assemble(values: Sequence[Tensor]) -> list[Tensor]:
-        white, *rest = (value * unit for value, unit in zip(values, units, strict=True))
-        return [uncolour(white, whitener), *rest]
+        return [uncolour(values[0], whitener), *values[1:]]
 
     loss = reduced_loss(stages, near) if reduced else full_loss(stages, near)
     try:
@@ -213,13 +210,6 @@ def _refine(start: _Point, stages: Sequence[Stage], target: FitTarget, root: Ten
     if not end.objective <= start.objective:  # L-BFGS lost its gain to rounding: the start stands
         return start
     return end
-
-
-def _unit_of(kernel: Tensor) -> Tensor:
-    """The mean size of a kernel's numbers, 1 for a kernel of zeros. L-BFGS sees kernels in these units, as its first step and its
-    tolerances are absolute: otherwise a fit would depend on the units of inputs and weights."""
-    size = kernel.abs().mean()
-    return torch.where(size > 0, size, 1.0)
 
 
 def _descended(before: float, after: float, target: FitTarget) -> float:
