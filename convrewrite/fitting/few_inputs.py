@@ -62,7 +62,7 @@ class Evidence:
         """``found``; or where it is doubtful, the one with the least error on held-out inputs of ``found`` and of fits of the
         same option with less trust in the data or with none."""
         if not self._doubts(structure, setting, found):
-            return self._or_weights(structure, setting, found)
+            return found
         least = min(found, self.from_weights(structure, setting), key=_left)
         if not self.room:
             return least
@@ -85,13 +85,8 @@ class Evidence:
             return self.believed(structure, setting, whole())
         trusts = self._likely(structure, setting, near)
         if trusts is None:
-            return self._or_weights(structure, setting, whole())
+            return whole()
         return min(self._gone_on(structure, setting, trusts, near), self.from_weights(structure, setting), key=_left)
-
-    def _or_weights(self, structure: Structure, setting: Setting, found: Fit) -> Fit:
-        """``found``; or the decomposition of the weights, if that does better than one worse than a constant output. That
-        happens where channels differ so much in size that the ridge outweighs the smallest: then E is no measure of the error."""
-        return found if not found.unexplained > 1 else min(found, self.from_weights(structure, setting), key=_left)
 
     def _likely(self, structure: Structure, setting: Setting, near: Fit) -> tuple[Trust, ...] | None:
         """For every group the trust that does best on held-out inputs; None where there is nothing to doubt."""
