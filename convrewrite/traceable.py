@@ -39,11 +39,15 @@ def _chosen(original: Function, symbolic: Function, *args: Any, **kwargs: Any) -
 
 
 def _length(original: Function, value: Any) -> Any:
-    """Python itself takes nothing but a number for a length. What a forward is given is mostly a tensor; of other values, which
-    may as well be tuples, only a tracer that computes shapes knows the number."""
-    if getattr(type(value), "__len__", None) is fx.Proxy.__len__ and value.node.op == "placeholder":
-        return value.size(0)
-    return original(value)
+    """Python itself takes nothing but a number for a length, which would be that of the example. What a forward is given is
+    mostly a tensor; whether other values are, which may as well be tuples, only a tracer that computes shapes knows."""
+    if not isinstance(value, fx.Proxy):
+        return original(value)
+    class_of = getattr(value.tracer, "class_of", None)
+    if class_of is not None:
+        return value.size(0) if issubclass(class_of(value), Tensor) else original(value)
+    given = type(value).__len__ is fx.Proxy.__len__ and value.node.op == "placeholder"
+    return value.size(0) if given else original(value)
 
 
 def _is_instance(original: Function, value: Any, kinds: Any) -> bool:

@@ -255,6 +255,16 @@ def test_a_graph_for_one_batch_size_is_not_used() -> None:
     assert follow(model, (X,)).whole is None
 
 
+def test_the_length_of_a_tensor_that_is_computed_is_that_of_any_batch() -> None:
+    def forward(model: Calls, x: Tensor) -> Tensor:
+        x = model.conv(x)
+        return x.view(len(x), 2, 4, -1).permute(0, 3, 1, 2).reshape(len(x), -1, 4)
+
+    model = settled(Calls(forward, conv=conv(3)))
+    whole = follow(model, (X,)).whole
+    assert whole is not None and torch.equal(whole(X[:1]), model(X[:1]))
+
+
 @torch.no_grad()
 def test_a_graph_for_the_only_batch_size_there_is_is_used() -> None:
     def forward(model: Calls, x: Tensor) -> Tensor:
