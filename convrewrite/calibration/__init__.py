@@ -1,6 +1,6 @@
 """Which inputs a model is fitted to and evaluated on."""
 
-from convrewrite.calibration.batches import DRAWN, Calibration, peek_example, read_calibration, read_inputs
+from convrewrite.calibration.batches import Calibration, peek_example, read_calibration, read_inputs
 from convrewrite.calibration.choose import (
     calibrate,
     channels_last,
@@ -12,7 +12,6 @@ from convrewrite.calibration.labels import read_labels, require_order
 from convrewrite.calibration.reading import Reading
 
 __all__ = [
-    "DRAWN",
     "Calibration",
     "Reading",
     "calibrate",

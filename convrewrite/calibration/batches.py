@@ -21,8 +21,10 @@ from convrewrite.stored import raw_bytes
 from convrewrite.values import counted
 
 FEW_INPUTS = 64
-"""With fewer calibration inputs than this a note says that fits have fewer samples than unknowns; more of them add little to
-synthetic ones."""
+"""With fewer calibration inputs than this a note says that fits may see too little; more of them add little to synthetic ones."""
+
+FEW_PATCHES = "where a site sees few patches for each unknown, its fit is drawn towards the weights"
+"""What that means for the sites, for such a note."""
 
 LIMIT = 1024
 """Most examples, unless the caller says otherwise."""
@@ -47,9 +49,6 @@ REPEATED = 0.05
 
 _COMPARED = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 """Types of whole numbers that torch can compare; it has larger unsigned types too, but hardly an operation on them."""
-
-DRAWN = "inputs used, drawn at random"
-"""The end of the note on inputs that are a part of those that there were."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +80,16 @@ class Calibration:
         return sum(len(inputs[0]) for inputs in self.held_out)
 
 
+@dataclass(frozen=True, slots=True)
+class InputsRead:
+    """All that was read of a source: ``drawn`` says whether these are a random part of its examples, and so in another order."""
+
+    inputs: Inputs
+    source: str
+    notes: list[str]
+    drawn: bool
+
+
 def read_calibration(
     source: object,
     example: Tensor | Inputs,
@@ -110,9 +119,9 @@ def read_calibration(
     if reading is not None and options:
         raise UsageError(f"reading: expected alone, found {', '.join(options)} beside it; give one or the other")
     how = reading or Reading(**options)
-    inputs, name, notes = read_inputs(source, example, how, import_object, names)
-    fit, held_out = split_inputs(inputs, batch=how.batch or batch_size(inputs), seed=how.seed)
-    return Calibration(fit, held_out, "data", name, (*notes, *_few(len(inputs[0]))))
+    read = read_inputs(source, example, how, import_object, names)
+    fit, held_out = split_inputs(read.inputs, batch=how.batch or batch_size(read.inputs), seed=how.seed)
+    return Calibration(fit, held_out, "data", read.source, (*read.notes, *_few(len(read.inputs[0]))))
 
 
 def read_inputs(
@@ -121,8 +130,8 @@ def read_inputs(
     how: Reading,
     import_object: Callable[[str], object] | None = None,
     names: Sequence[str] = (),
-) -> tuple[Inputs, str, list[str]]:
-    """All that :func:`read_calibration` reads, in the order of the source and not yet split; with the source's name, and notes.
+) -> InputsRead:
+    """All that :func:`read_calibration` reads, not yet split, in the order of the source unless it is drawn.
 
     Raises CalibrationError.
     """
@@ -133,7 +142,8 @@ def read_inputs(
     if scale is not None:
         inputs = ((inputs[0] - scale[0]) / scale[1], *inputs[1:])
         _refuse_unusable(inputs[0], range(len(inputs[0])), f"{opened.name}, normalised")
-    return inputs, opened.name, notes
+    drawn = opened.total is not None and opened.total > len(inputs[0])
+    return InputsRead(inputs, opened.name, notes, drawn)
 
 
 def _of_arrays(how: Reading, name: str) -> Iterator[str]:
@@ -199,10 +209,7 @@ def _batches(inputs: Inputs, chosen: Tensor, batch: int) -> tuple[Inputs, ...]:
 def _few(count: int) -> tuple[str, ...]:
     if count >= FEW_INPUTS:
         return ()
-    return (
-        f"only {counted(count, 'calibration input')}, {FEW_INPUTS} or more are advised: a fit then has fewer samples than "
-        "unknowns and is shrunk towards the weights",
-    )
+    return (f"only {counted(count, 'calibration input')}, {FEW_INPUTS} or more are advised: {FEW_PATCHES}",)
 
 
 def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[str]]:
@@ -219,7 +226,7 @@ def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[
     if count == 0:
         raise CalibrationError(f"{source.name}: {NO_INPUTS}")
     if source.total is not None and source.total > count:
-        notes[f"{count} of {source.total} {DRAWN}"] = None
+        notes[f"{count} of {source.total} inputs used, drawn at random"] = None
     elif source.total is None and count == limit:
         notes[f"reading stopped after the first {counted(count, 'input')}"] = None
     inputs = tuple(torch.cat(column) for column in zip(*parts, strict=True))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration.batches import FEW_INPUTS, Calibration, batch_size, split_inputs
+from convrewrite.calibration.batches import FEW_INPUTS, FEW_PATCHES, Calibration, batch_size, split_inputs
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
@@ -111,7 +111,7 @@ def synthesise(
     if not bool(images.isfinite().all()):
         return None
     fit, held_out = split_inputs((images,), batch=batch_size((images,)), seed=seed)
-    return Calibration(fit, held_out, "synthetic", "synthesised from BatchNorm statistics", _notes(matched, schedule))
+    return Calibration(fit, held_out, "synthetic", "BatchNorm statistics", _notes(matched, schedule))
 
 
 def _notes(matched: list[_Matched], schedule: _Schedule) -> tuple[str, ...]:
@@ -121,7 +121,7 @@ def _notes(matched: list[_Matched], schedule: _Schedule) -> tuple[str, ...]:
         f"{count} images in batches of {schedule.sizes[0]}, {schedule.steps} steps: BatchNorm means are off by "
         f"{after:.2f} standard deviations ({before:.2f} for the noise at the start); real images are better"
     )
-    few = f"only {count} images, because the model is large: a fit has fewer samples than unknowns and is shrunk"
+    few = f"only {count} images, because the model is large: {FEW_PATCHES}"
     return (made, few) if count < FEW_INPUTS else (made,)
 
 

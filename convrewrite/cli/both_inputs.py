@@ -169,5 +169,5 @@ def _as_stated(shapes: list[tuple[int, ...]], files: Sequence[OnnxModel]) -> lis
 def _read(sources: Sources, example: Inputs, seed: int, names: Sequence[str]) -> tuple[Inputs, list[str]]:
     """All calibration inputs, and what there is to say of how they were read."""
     how = Reading(seed=seed, mean=sources.mean, std=sources.std, resize=sources.resize)
-    inputs, _, notes = read_inputs(sources.data, example, how, import_object, names)
-    return inputs, notes
+    read = read_inputs(sources.data, example, how, import_object, names)
+    return read.inputs, read.notes

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from convrewrite.calibration import (
-    DRAWN,
     Calibration,
     Reading,
     checked_calibration,
@@ -271,14 +270,14 @@ def _inputs(run: Recovering, data: object) -> tuple[Inputs, str, int | None]:
     reading = extras.reading or Reading()
     how = replace(reading, limit=reading.limit or EVERY, seed=run.asked.seed, memory=run.asked.memory)
     names = parameter_names(run.network.model)[: len(example)]
-    inputs, source, notes = read_inputs(data, example, how, import_object, names)
-    if extras.labels is not None and any(note.endswith(DRAWN) for note in notes):
+    read = read_inputs(data, example, how, import_object, names)
+    if extras.labels is not None and read.drawn:
         raise UsageError(
             f"labels: expected all inputs to be read, whose order labels have, found reading with limit={reading.limit}, which "
-            f"draws some of {source} at random; choose inputs and labels before, and leave the limit out"
+            f"draws some of {read.source} at random; choose inputs and labels before, and leave the limit out"
         )
-    run.notes += notes
-    return inputs, source, None
+    run.notes += read.notes
+    return read.inputs, read.source, None
 
 
 def _pace(asked: Recovery, steps_of_epoch: int) -> Pace:

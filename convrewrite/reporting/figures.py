@@ -9,8 +9,6 @@ from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
 DOES_NOT_APPLY = "-"
-SYNTHESISED = "synthesised from "
-"""How the source of inputs begins that were made here."""
 
 TOTALS_HEADERS = ("", "before", "after", "after / before")
 FIDELITY_HEADERS = (
@@ -285,7 +283,7 @@ def asked_rows(report: Report) -> list[tuple[str, str, str]]:
             found = f"{beside(asked, reached, '.2f')}x"
         else:
             found = cell(reached, times, NOT_MEASURED)
-        rows.append((key, max(times(asked), f"{asked:g}x", key=len), found))
+        rows.append((key, times(asked) if asked == round(asked, 2) else f"{asked:g}x", found))
     if report.asked.keep is not None:
         rows.append(("keep", report.asked.keep, report.reached.keep or NOT_MEASURED))
     return rows
@@ -340,8 +338,6 @@ def calibration_sentence(report: Report) -> str:
     if calibration.kind == "weights only":
         return "Not calibrated: the factors are those of the weights alone, without inputs."
     used = f"fitted on {calibration.fitted_on}, {calibration.held_out} held out"
-    if calibration.source.startswith(SYNTHESISED):
-        return f"Calibrated on inputs {calibration.source}: {used}."
     kind = "synthetic inputs" if calibration.kind == "synthetic" else "inputs"
     return f"Calibrated on {kind} from {calibration.source}: {used}."
 
