@@ -8,11 +8,13 @@ import keyword
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 import onnx
 import torch
+from onnx_ir.passes import PassError
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
@@ -292,19 +294,24 @@ def _torch_export(draft: _Draft, inputs: Inputs, free: tuple[dict[int, str], ...
     # A model with a single plain output keeps its own parameter names in the file; others are wrapped.
     wrapped = draft.names != [ROOT] or not _has_repr(draft.model)
     model = _FlatOutputs(draft.model) if wrapped else draft.model
+    write = partial(
+        torch.onnx.export,
+        model,
+        tuple(tensor.contiguous() for tensor in inputs),  # no size is free of a view whose strides hang on it
+        draft.path,
+        input_names=input_names(len(inputs)),
+        output_names=draft.names,
+        opset_version=draft.opset,
+        dynamic_shapes=None if free is None else by_parameters(model.forward, free),
+        dynamo=True,
+        external_data=draft.external,
+        verbose=False,
+    )
     with exporting(NOISY_LOGGERS), BoundsOfOneKind():
-        written = torch.onnx.export(
-            model,
-            tuple(tensor.contiguous() for tensor in inputs),  # no size is free of a view whose strides hang on it
-            draft.path,
-            input_names=input_names(len(inputs)),
-            output_names=draft.names,
-            opset_version=draft.opset,
-            dynamic_shapes=None if free is None else by_parameters(model.forward, free),
-            dynamo=True,
-            external_data=draft.external,
-            verbose=False,
-        )
+        try:
+            written = write()
+        except PassError:  # onnxscript's optimizer fails on some right graphs, as on that of chunks along a free axis
+            written = write(optimize=False)
     return None if written is None else written.exported_program
 
 

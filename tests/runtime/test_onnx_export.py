@@ -142,6 +142,26 @@ def test_bounds_of_two_kinds_are_exported_with_parity(tmp_path: Path) -> None:
     assert check_parity(Clamps().eval(), exported.path, (images(3),)).passed
 
 
+class PairInOneBatch(nn.Module):
+    """Both images go through the convolution in one batch, whose halves are taken apart again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, left: Tensor, right: Tensor) -> Tensor:
+        first, second = self.conv(torch.cat([left, right])).chunk(2)
+        return first * second
+
+
+def test_chunks_of_a_batch_of_any_size_are_exported_with_parity(tmp_path: Path) -> None:
+    model = seeded(PairInOneBatch()).eval()
+    exported = export(model, (images(), images()), tmp_path / "model.onnx")
+    assert exported == onnx_export.Exported(tmp_path / "model.onnx", dynamic_batch=True)
+    for count in (1, 2, 5):
+        assert check_parity(model, exported.path, (images(count), images(count + 7)[:count])).passed
+
+
 class BoundedNorm(nn.Conv2d):
     """Writes its weight before every call, as EEGNet does."""
 
