@@ -176,7 +176,9 @@ def _noise_like(tensor: Tensor) -> Tensor:
     shape = (NOISE_EXAMPLES, *tensor.shape[1:])
     if tensor.is_floating_point():
         return torch.randn(shape, dtype=tensor.dtype).to(tensor.device)
-    return tensor[:1].expand(shape)
+    if tensor.dtype == torch.uint8 and tensor.dim() > 3:  # pixels
+        return torch.randint(256, shape, dtype=tensor.dtype).to(tensor.device)
+    return tensor[:1].expand(shape)  # indices or a mask: the model is known to take these
 
 
 def channels_last(model: nn.Module, batches: Sequence[Inputs], batch: int | None = None) -> tuple[Inputs, ...]:

@@ -157,3 +157,11 @@ def test_what_is_measured_on_is_told() -> None:
     assert noise.noise and noise.basis.startswith("measured on 64 random noise inputs")
     assert numbers.shape == (64, 2) and len(numbers.unique()) == 128
     assert indices.shape == (64, 1) and indices.unique().tolist() == [7], "indices that the model is known to take"
+
+
+def test_noise_for_images_of_bytes_is_drawn_and_that_for_masks_is_not() -> None:
+    image, mask = torch.zeros(1, 3, 8, 8, dtype=torch.uint8), torch.ones(1, 1, 8, 8, dtype=torch.bool)
+    ((images, masks),) = evaluation_inputs((image, mask), Calibration((), (), "weights only", "none")).batches
+    assert images.shape == (64, 3, 8, 8) and images.dtype == torch.uint8
+    assert len(images.unique()) == 256 and len(images.flatten(1).unique(dim=0)) == 64
+    assert masks.shape == (64, 1, 8, 8) and bool(masks.all())
