@@ -225,7 +225,8 @@ class Builder:
         nodes = [self._graph.node[index] for index in sorted(positions)]
         own = {name for node in nodes for name in node.output if name}
         used = dict.fromkeys(name for node in nodes for name in names_used(node) if name not in own)
-        with_lengths = any(inner_graphs(node) for node in nodes)
+        inside = [node for function in self._file.model.functions for node in function.node]
+        with_lengths = any(inner_graphs(node) or node.op_type == "Resize" for node in (*nodes, *inside))
         model = onnx.ModelProto()
         model.ir_version, model.graph.name = max(self._file.model.ir_version, 4), "region"
         model.opset_import.extend(self._file.model.opset_import)
@@ -278,7 +279,7 @@ def _pads(module: nn.Module) -> tuple[tuple[int, ...], str]:
 
 def _described(name: str, runs: Sequence[Values], with_lengths: bool) -> onnx.ValueInfoProto:
     """A value as the input of a model: its type, and no size. ``with_lengths``: except for rows of whole numbers that are as long
-    in every run, which may be shapes: some graphs inside of nodes must have fixed numbers of axes."""
+    in every run, which may be shapes: some graphs inside of nodes must have fixed numbers of axes, and a Resize as many sizes."""
     value = runs[0][name]
     if isinstance(value, list):
         element = onnx.helper.np_dtype_to_tensor_dtype(value[0].dtype) if value else onnx.TensorProto.FLOAT

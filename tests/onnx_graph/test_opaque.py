@@ -148,6 +148,23 @@ def test_a_shape_from_outside_has_its_length_in_a_scan(tmp_path: Path) -> None:
     require_equal(module, noise(1, 4, 6, 6, seed=1))
 
 
+def test_sizes_from_outside_have_their_length_in_a_resize(tmp_path: Path) -> None:
+    text = """
+    (float[N, 4, 6, 6] x) => (float[N, 4, 9, 9] y) {
+        a = Conv<pads = [1, 1, 1, 1]>(x, w)
+        shape = Shape(a)
+        head = Slice(shape, zero, two)
+        sizes = Concat<axis = 0>(head, larger)
+        y = Resize<mode = "cubic", coordinate_transformation_mode = "tf_crop_and_resize">(a, roi, , sizes)
+    }
+    """
+    rows = {"zero": np.array([0]), "two": np.array([2]), "larger": np.array([9, 9])}
+    roi = {"roi": np.array([0, 0, 0.1, 0.1, 1, 1, 0.9, 0.9], np.float32)}
+    module = made_of(graph(text, {"w": (4, 4, 3, 3)} | rows | roi), tmp_path)
+    assert told(module).opaque == {"Resize": 1}, "onnxruntime must know for how many axes there are sizes"
+    require_equal(module, noise(3, 4, 6, 6))
+
+
 def test_a_region_that_does_not_run_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_given: object) -> None:
         raise RuntimeError("no such kernel")
