@@ -177,7 +177,8 @@ def _require_room(error: Exception, path: Path) -> None:
 def _held(export: Export, made: Made, reference: Reference, written: Written) -> Written:
     """Raises VerificationError where the file computes something else than the rewritten model."""
     meanings = reference.meanings
-    parity, fidelity = RunningParity(export.name, meanings, export.tolerance), RunningFidelity(meanings)
+    parity = RunningParity(export.name, meanings, export.tolerance, reference.feed(reference.batches[0]))
+    fidelity = RunningFidelity(meanings)
     examples, comparable = 0, True
     with exporting(NOISY_LOGGERS), eval_mode(reference.rewritten, reference.original):
         run = export.open(written.files[0])

@@ -117,8 +117,10 @@ def verify(
     comparison = RunningFidelity(meanings, "the second model")
     comparison.add(expected, found)
     compared = [(name, meaning) for name, meaning in meanings.items() if meaning.counts]
-    parity = Parity(tuple(output_parity(name, expected[name], found[name], meaning) for name, meaning in compared), 1)
-    return Verification(parity, Fidelity(comparison.outputs(), examples_in(batch), skipped, meanings))
+    parities = (output_parity(name, expected[name], found[name], meaning, batch) for name, meaning in compared)
+    return Verification(
+        Parity(tuple(parities), 1), Fidelity(comparison.outputs(), examples_in(batch), skipped, meanings)
+    )
 
 
 def _written(runner: Runner, outputs: Mapping[str, Tensor]) -> dict[str, Meaning]:

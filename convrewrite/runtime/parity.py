@@ -64,7 +64,7 @@ class Parity:
 @dataclass(slots=True)
 class RunningParity:
     """The parity over batches of every output that is not ignored according to the ``meanings``, in this ``runtime``;
-    ``tolerance`` replaces that of real outputs' own type.
+    ``tolerance`` replaces that of real outputs' own type, ``inputs`` are such as the model takes, as in :func:`tolerance_for`.
 
     Differences are related to the largest element of all batches: the only number that a regression gives for a single example
     may be almost zero, and rounding is no smaller for that. If an output has parts of different units, as scores beside boxes,
@@ -75,6 +75,7 @@ class RunningParity:
     runtime: str
     meanings: Mapping[str, Meaning] = field(default_factory=dict)
     tolerance: float | None = None
+    inputs: Sequence[Tensor] = ()
     _found: dict[str, OutputParity] = field(default_factory=dict)
     _parts: dict[str, list["_RealPart"]] = field(default_factory=dict)
     _batches: int = 0
@@ -103,7 +104,7 @@ class RunningParity:
             return now if before is None or now.relative_error > before.relative_error else before
         meaning = self.meanings.get(name, ANY)
         parts = self._parts[name] = _with_batch(self._parts.get(name, []), expected, found, meaning)
-        tolerance = tolerance_for(expected.dtype) if self.tolerance is None else self.tolerance
+        tolerance = tolerance_for(expected.dtype, self.inputs) if self.tolerance is None else self.tolerance
         return replace(_worst(name, parts, tolerance), runtime=self.runtime)
 
     def add_arrays(
@@ -154,21 +155,22 @@ class _RealPart:
         self.difference = max(self.difference, _largest_difference(expected, found))
 
 
-def tolerance_for(dtype: torch.dtype) -> float:
+def tolerance_for(dtype: torch.dtype, inputs: Sequence[Tensor] = ()) -> float:
     """The largest relative error that rounding explains, of an output relative to its largest element.
 
     onnxruntime sums in another order and folds BatchNorm into weights, so every layer adds a few units of rounding, in
     sums of thousands of terms: 2**12 units cover deep networks (5e-4 in float32, where up to 2e-4 was met on correct
     exports of 100 layers, and a wrong weight or attribute shows as 1e-2 and more). For float64 the bound is a round
-    1e-9, as scalar functions are approximated there; for half precision 2e-2, since the runtime may keep float32
+    1e-9, as scalar functions are approximated there; it does not hold where none of the ``inputs`` is in float64, as the outputs
+    were only converted to it then; for half precision 2e-2, since the runtime may keep float32
     between layers while torch rounds each. Integers and booleans must be equal except for one entry in a thousand: where they
     come from comparing real numbers, as the largest class of each pixel does, rounding decides a tie.
     """
     if not dtype.is_floating_point:
         return FLIPPED
-    if dtype == torch.float64:
+    if dtype == torch.float64 and (not inputs or any(tensor.dtype == torch.float64 for tensor in inputs)):
         return 1e-9
-    if dtype == torch.float32:
+    if dtype in (torch.float32, torch.float64):
         return 2.0**12 * torch.finfo(torch.float32).eps
     return 2e-2
 
@@ -193,7 +195,7 @@ def check_parity(
     Raises VerificationError if names, number or shapes of the outputs differ.
     """
     runtime = onnx if isinstance(onnx, OnnxModel) else OnnxModel(onnx)
-    running = RunningParity("onnxruntime", meanings)
+    running = RunningParity("onnxruntime", meanings, inputs=inputs)
     batches = _parity_batches(inputs, batch or runtime.batch)
     with eval_mode(model):
         for given in (*batches, *(doubled(batches[0], name) for name in free)):
@@ -216,7 +218,7 @@ def wrong_for_one(model: nn.Module, path: Path, inputs: Inputs) -> str | None:
     real = {name: tensor for name, tensor in expected.items() if tensor.is_floating_point()}
     if any(bool(tensor.isnan().any()) for tensor in real.values()):
         return None
-    running, file = RunningParity("onnxruntime"), OnnxModel(path)
+    running, file = RunningParity("onnxruntime", inputs=inputs), OnnxModel(path)
     try:
         found, _ = outputs_of(file, one)
         running.add(real, {name: tensor for name, tensor in found.items() if name in real})
@@ -234,7 +236,7 @@ def check_free_axes(model: nn.Module, path: Path, inputs: Inputs, names: Sequenc
     where, file = type(model).__name__, OnnxModel(path)
     file.where = "the ONNX file"  # which has no place yet
     for name in names:
-        running, given = RunningParity("onnxruntime"), doubled(inputs, name)
+        running, given = RunningParity("onnxruntime", inputs=inputs), doubled(inputs, name)
         try:
             with eval_mode(model):
                 expected, _ = outputs_of(model, given)
@@ -265,7 +267,7 @@ def check_target(
     run it, or gives other outputs in number or shape."""
     with eval_mode(program.module), target.at_work(threads):
         arrays = compiled(program, inputs, target, threads)()
-    running = RunningParity(target.name, meanings)
+    running = RunningParity(target.name, meanings, inputs=inputs)
     running.add_arrays(expected, arrays, listed)
     return running.result().outputs
 
@@ -283,11 +285,13 @@ def require_parity(parity: Parity) -> None:
         )
 
 
-def output_parity(name: str, expected: Tensor, found: Tensor, meaning: Meaning = ANY) -> OutputParity:
-    """One output of torch against the same one of onnxruntime."""
+def output_parity(
+    name: str, expected: Tensor, found: Tensor, meaning: Meaning = ANY, inputs: Sequence[Tensor] = ()
+) -> OutputParity:
+    """One output of torch against the same one of onnxruntime; ``inputs`` are as in :func:`tolerance_for`."""
     if not expected.is_floating_point():
         return _discrete_parity(name, expected.detach().cpu(), found)
-    return _worst(name, _with_batch([], expected, found, meaning), tolerance_for(expected.dtype))
+    return _worst(name, _with_batch([], expected, found, meaning), tolerance_for(expected.dtype, inputs))
 
 
 def _with_batch(parts: list[_RealPart], expected: Tensor, found: Tensor, meaning: Meaning) -> list[_RealPart]:

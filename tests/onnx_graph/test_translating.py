@@ -278,6 +278,12 @@ def test_integer_and_boolean_values_pass(tmp_path: Path) -> None:
     require_equal(module, index, index > 2)
 
 
+def test_an_output_that_is_only_converted_to_double_precision(tmp_path: Path) -> None:
+    text = "(float[N, 3, 8, 8] x) => (double[N, 4, 4, 4] y) { a = Conv(x, w) b = Conv(a, v) y = Cast<to = 11>(b) }"
+    module = made_of(graph(text, {"w": (4, 3, 3, 3), "v": (4, 4, 3, 3)}), tmp_path)
+    assert module(noise(2, 3, 8, 8))["y"].dtype == torch.float64
+
+
 def test_a_shape_of_the_example_that_the_graph_refuses_is_told(tmp_path: Path) -> None:
     source = opened(graph("(float[N, M] x) => (float[N, 5] y) { y = MatMul(x, w) }", {"w": (6, 5)}), tmp_path)
     with pytest.raises(UsageError, match="pass --input NAME=SHAPE"):

@@ -327,6 +327,24 @@ def test_tolerances_tighten_with_precision() -> None:
     assert tolerance_for(torch.bfloat16) == tolerance_for(torch.float16)
 
 
+class Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x).double()
+
+
+def test_outputs_that_are_only_converted_to_double_precision_are_no_more_precise(tmp_path: Path) -> None:
+    path = export(Doubled(), (images(2),), tmp_path / "net.onnx").path
+    output = check_parity(Doubled(), path, (images(2),)).outputs[0]
+    assert output.passed
+    assert output.tolerance == tolerance_for(torch.float32)
+    assert verify(Doubled(), OnnxModel(path), images(2)).parity.passed
+    assert tolerance_for(torch.float64, [images(2), images(2).double()]) == tolerance_for(torch.float64)
+
+
 def test_outputs_whose_size_depends_on_their_numbers_are_refused() -> None:
     points = lambda x: x[x > 0]  # noqa: E731
     x = torch.tensor([[1.0, 2.0, -1.0]])
