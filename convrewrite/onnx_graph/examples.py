@@ -120,20 +120,40 @@ def _named(session: OnnxModel, given: ExampleInput) -> dict[str, Tensor]:
 
 
 def _shapes(session: OnnxModel, known: Mapping[str, Tensor]) -> dict[str, tuple[int | str | None, ...]]:
+    """The shapes of the inputs that were not given, with the sizes that the names of their free axes have elsewhere."""
+    sizes = _sizes_of_names(session, known)
     return {
-        name: shape for name, shape in zip(session.input_names, session.input_shapes, strict=True) if name not in known
+        name: tuple(sizes.get(size, size) if isinstance(size, str) else size for size in shape)
+        for name, shape in zip(session.input_names, session.input_shapes, strict=True)
+        if name not in known
     }
+
+
+def _sizes_of_names(session: OnnxModel, known: Mapping[str, Tensor]) -> dict[str, int]:
+    """What named axes have in the inputs that were given, and otherwise 1 if a first axis has that name: examples. A name that an
+    input has twice, as some converters call all free axes alike, says nothing, nor does one of several sizes."""
+    shapes = dict(zip(session.input_names, session.input_shapes, strict=True))
+    alike = {size for shape in shapes.values() for size in shape if shape.count(size) > 1}
+    sizes: dict[str, set[int]] = {}
+    for name, tensor in known.items():
+        for stated, size in zip(shapes[name], tensor.shape, strict=False):
+            if isinstance(stated, str):
+                sizes.setdefault(stated, set()).add(size)
+    for shape in shapes.values():
+        if shape and isinstance(shape[0], str):
+            sizes.setdefault(shape[0], {1})
+    return {name: size for name, (size, *others) in sizes.items() if not others and name not in alike}
 
 
 def _example(session: OnnxModel, known: Mapping[str, Tensor], size: int) -> Inputs:
     made: list[Tensor] = []
-    for index, (name, shape) in enumerate(zip(session.input_names, session.input_shapes, strict=True)):
+    shapes = _shapes(session, known)
+    for index, name in enumerate(session.input_names):
         if name in known:
             made.append(_in_type(known[name], DTYPES.get(session.input_types[index])))
             continue
-        made.append(
-            _noise(session, index, [n if isinstance(n, int) else size if axis else 1 for axis, n in enumerate(shape)])
-        )
+        sizes = enumerate(shapes[name])
+        made.append(_noise(session, index, [n if isinstance(n, int) else size if axis else 1 for axis, n in sizes]))
     return tuple(made)
 
 

@@ -73,6 +73,29 @@ def test_free_axes_get_a_size_that_is_said(tmp_path: Path) -> None:
     )
 
 
+STATE = """
+(float[N, 4, 5] x, float[1, N, 4] state) => (float[N, 4, 5] y) {
+    turned = Transpose<perm = [1, 2, 0]>(state)
+    y = Add(x, turned)
+}
+"""
+"""The state of a recurrent layer has its examples along the second axis."""
+
+
+def test_axes_of_one_name_get_one_size(tmp_path: Path) -> None:
+    (x, state), notes = example_of_graph(session(STATE, tmp_path))
+    assert (x.shape, state.shape) == ((1, 4, 5), (1, 1, 4))
+    assert notes == ()
+    _, state = example_of_graph(session(STATE, tmp_path), {"x": noise(3, 4, 5)})[0]
+    assert state.shape == (1, 3, 4)
+
+
+def test_a_name_of_several_axes_of_an_input_is_none(tmp_path: Path) -> None:
+    text = "(float[None, 3, None, None] x, float[2, None] z) => (float[None, 3, None, None] y) { y = Relu(x) }"
+    (x, z), _ = example_of_graph(session(text, tmp_path))
+    assert (x.shape, z.shape) == ((1, 3, 224, 224), (2, 224))
+
+
 def test_free_axes_get_a_size_with_which_the_graph_runs(tmp_path: Path) -> None:
     text = "(float[N, M] x) => (float[N, 5] y) { y = MatMul(x, w) }"
     (made,), _ = example_of_graph(session(text, tmp_path, w=(640, 5)))
