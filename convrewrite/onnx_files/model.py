@@ -114,8 +114,14 @@ class OnnxModel:
 
     @property
     def batch(self) -> int | None:
-        """The batch size the model is fixed at; None if it takes any."""
+        """The batch size the model is fixed at, also by an input that it holds, one of whose axes has the name of that of
+        examples; None if it takes any."""
         sizes = [shape[0] for shape in self.input_shapes if shape]
+        free = {size for size in sizes if isinstance(size, str)}
+        for entry in self._session.get_inputs():
+            if entry.name in self.held:
+                stated = zip(entry.shape, self.held[entry.name].shape, strict=False)
+                sizes += [size for axis, size in stated if axis in free]
         return next((size for size in sizes if isinstance(size, int)), None)
 
     def __call__(self, *inputs: Tensor) -> dict[str, Tensor]:

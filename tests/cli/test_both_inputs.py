@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from convrewrite.cli.both_inputs import Both
+from convrewrite.cli.both_inputs import Both, for_both
+from convrewrite.cli.options import Sources
 from convrewrite.errors import CalibrationError, VerificationError
 from convrewrite.meanings import Fidelity
 from convrewrite.meanings.fidelity import OutputFidelity
@@ -43,6 +45,25 @@ def test_two_files_take_whole_batches_of_both(tmp_path: Path) -> None:
     assert both(two, free).whole_batches().inputs[0] is not None and not both(two, free).whole_batches().notes
     with pytest.raises(CalibrationError, match="expected at least 6, as a model takes so many at a time, found 5"):
         both(three, two, 5).whole_batches()
+
+
+def test_a_state_is_held_for_as_many_examples_as_it_has(tmp_path: Path) -> None:
+    shapes = {"x": ["n", 5, 4], "state": [1, "n", 4], "y": ["n", 5, 4]}
+    x, state, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items())
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["steps"], perm=[1, 0, 2]),
+        helper.make_node("RNN", ["steps", "w", "r", "", "", "state"], ["all"], hidden_size=4),
+        helper.make_node("Squeeze", ["all", "one"], ["states"]),
+        helper.make_node("Transpose", ["states"], ["y"], perm=[1, 0, 2]),
+    ]
+    weights = [numpy_helper.from_array(np.ones((1, 4, 4), np.float32), name) for name in ("w", "r")]
+    weights.append(numpy_helper.from_array(np.array([1]), "one"))
+    graph = helper.make_graph(nodes, "recurrent", [x, state], [y], weights)
+    path = tmp_path / "recurrent.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9), str(path))
+    both = for_both(OnnxModel(path), OnnxModel(path), Sources(), 0, ())
+    assert both.batch == 1
+    assert verify(both.first, both.second, both.inputs).parity.passed
 
 
 def test_limits_and_what_misses_them_are_told_in_their_digits() -> None:
