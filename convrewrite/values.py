@@ -3,6 +3,7 @@
 The limits hold for the Python interface too. A UsageError names the option, what was expected and what was found.
 """
 
+import difflib
 import math
 import os
 import re
@@ -73,6 +74,12 @@ def some_of(names: Sequence[str], most: int, what: str = "") -> str:
 def counted(number: int, noun: str) -> str:
     """``1 site``, ``2 sites``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def near(word: object, valid: Iterable[str]) -> str:
+    """The nearest of the valid words, as a question to end a message with; nothing where none is near."""
+    nearest = difflib.get_close_matches(str(word), list(valid), n=1)
+    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def check_words(words: Sequence[str]) -> None:

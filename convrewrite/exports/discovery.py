@@ -15,7 +15,7 @@ from convrewrite.exports import kinds
 from convrewrite.exports.export import Export
 from convrewrite.plugins import plugins
 from convrewrite.process import quiet
-from convrewrite.values import shown
+from convrewrite.values import near, shown
 
 ENTRY_POINTS = "convrewrite.exports"
 
@@ -36,7 +36,7 @@ def named_exports(names: str | Sequence[str]) -> tuple[Export, ...]:
     known, found = kinds_of_exports(), list[Export]()
     for name in dict.fromkeys(names):
         if name not in known:
-            raise UsageError(f"export: expected one of {', '.join(known)}, found {shown(name)}")
+            raise UsageError(f"export: expected one of {', '.join(known)}, found {shown(name)}{near(name, known)}")
         export = known[name]
         try:
             with quiet():

@@ -21,7 +21,7 @@ from convrewrite.meanings.origins import Origin, origins_noted
 from convrewrite.meanings.words import Hint, hint_of
 from convrewrite.modules import ROOT, alike, kept_outputs, named_outputs, run
 from convrewrite.state import state_of
-from convrewrite.values import shown
+from convrewrite.values import near, shown
 
 OutputKind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
 SCORES = ("logits", "probabilities")
@@ -121,7 +121,9 @@ def asked_meanings(wanted: WantedOutputs | None) -> dict[str, Meaning]:
     for name, value in (wanted or {}).items():
         kind, weight = (value, 1.0) if isinstance(value, str) else value
         if kind not in ASKABLE:
-            raise UsageError(f"output {name}: expected one of {', '.join(ASKABLE)}, found {kind!r}")
+            raise UsageError(
+                f"output {name}: expected one of {', '.join(ASKABLE)}, found {kind!r}{near(kind, ASKABLE)}"
+            )
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight <= sys.float_info.max:
             raise UsageError(f"output {name}: expected a positive number as its weight, found {shown(weight)}")
         found[name] = Meaning(kind, "as asked", float(weight))  # type: ignore[arg-type]

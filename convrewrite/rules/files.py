@@ -21,8 +21,9 @@ from convrewrite.conv import ConvSpec
 from convrewrite.errors import RuleFileError
 from convrewrite.folders import read_text
 from convrewrite.rules.parameters import wrong_parameters
-from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, RuleFile, near
+from convrewrite.rules.schema import Example, Refusal, RejectExample, Rule, RuleFile
 from convrewrite.structures import Structure
+from convrewrite.values import near
 
 Applies = Callable[[str, ConvSpec], str | None]
 """Function (structure name, geometry) -> None when the structure can rewrite it, or why not; KeyError: no such structure."""

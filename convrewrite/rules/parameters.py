@@ -9,8 +9,9 @@ from itertools import product
 
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import RuleFileError
-from convrewrite.rules.schema import Rule, near
+from convrewrite.rules.schema import Rule
 from convrewrite.structures import Setting, Structure
+from convrewrite.values import near
 
 CHANNELS = (64, 4096, 5040)
 """Numbers of channels of these geometries: among their divisors are powers of two and the small numbers."""

@@ -4,7 +4,6 @@ A rule takes a site when every key of ``match`` agrees and ``protect`` does not 
 rewrite the geometry is for the structure to say: rules only name structures, they do not know them.
 """
 
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -378,12 +377,6 @@ class RuleFile(_Table):
         if twice := _twice(rule.name for rule in self.rule):
             raise _wrong(f"expected a different name for every rule, found {twice} more than once")
         return self
-
-
-def near(word: str, valid: Iterable[str]) -> str:
-    """The nearest of the valid words, as a question."""
-    nearest = difflib.get_close_matches(word, list(valid), n=1)
-    return f"; did you mean {nearest[0]}?" if nearest else ""
 
 
 def _not_taken(key: str, found: object, taken: object) -> Refusal:

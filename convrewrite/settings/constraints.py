@@ -85,6 +85,7 @@ def keep_of(value: KeepSource) -> Keep | None:
     if len(entries) != 1 or name not in ("agreement", "error"):
         raise PlanError(
             f"keep: expected a number such as 0.98, or error=0.02, found {', '.join(map(str, entries)) or 'nothing'}"
+            f"{values.near(name, ('agreement', 'error'))}"
         )
     if not is_number(limit) or not 0 < limit < 1:
         said = f"{limit:g}" if is_number(limit) else values.shown(limit)
@@ -98,7 +99,8 @@ def check_budget(budget: Mapping[str, float]) -> None:
     """Raise PlanError for an unknown budget or a value outside (0, 1)."""
     for name, value in budget.items():
         if name not in BUDGETS:
-            raise PlanError(f"budget {values.shown(name)}: expected one of {', '.join(BUDGETS)}, as in macs=0.5")
+            known, near = ", ".join(BUDGETS), values.near(name, BUDGETS)
+            raise PlanError(f"budget {values.shown(name)}: expected one of {known}, as in macs=0.5{near}")
         if not is_number(value) or not 0 < value < 1:
             said = f"{value:g}" if isinstance(value, float) else values.shown(value)
             raise PlanError(f"budget {name}={said}: expected a part of the original's in (0, 1), as in {name}=0.5")

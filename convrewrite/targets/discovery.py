@@ -14,6 +14,7 @@ from convrewrite.escaping import message_of
 from convrewrite.plugins import plugins
 from convrewrite.targets import kinds
 from convrewrite.targets.target import Target
+from convrewrite.values import near
 
 ENTRY_POINTS = "convrewrite.targets"
 
@@ -37,7 +38,10 @@ def target_of(text: str) -> Target:
     name, _, option = text.partition(":")
     known = kinds_of_targets()
     if name not in known:
-        raise UsageError(f"--runtime: expected one of {', '.join(known)}, found {text[:60]!r}")
+        raise UsageError(
+            f"--runtime: expected one of {', '.join(known)}, or with an option, as onnxruntime:cuda, found {text[:60]!r}"
+            f"{near(name, known)}"
+        )
     target = known[name](option)
     try:
         target.version()

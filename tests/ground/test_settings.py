@@ -74,9 +74,13 @@ def test_text_becomes_the_value_of_a_field(name: str, given: object, value: obje
     ("asked", "error", "words"),
     [
         ({"budget": {"watts": 0.5}}, PlanError, "budget 'watts': expected one of macs, params, latency"),
+        ({"budget": {"mac": 0.5}}, PlanError, r"as in macs=0.5; did you mean macs\?"),
         ({"budget": {"latency": 0.5}, "measure": False}, PlanError, "budget latency: needs measured times"),
         ({"keep": 1.5}, PlanError, r"keep: expected agreement in \(0, 1\)"),
         ({"keep": {0: 0.5}}, PlanError, "keep: expected a number such as 0.98, or error=0.02, found 0"),
+        ({"keep": {"eror": 0.5}}, PlanError, r"found eror; did you mean error\?"),
+        ({"outputs": {"a": "value"}}, UsageError, r"found 'value'; did you mean values\?"),
+        ({"export": "torch-export"}, UsageError, r"found 'torch-export'; did you mean torch_export\?"),
         ({"outputs": {"a": "colours"}}, UsageError, "output a: expected one of"),
         ({"seed": -1}, UsageError, "^seed: expected"),
         ({"threads": 0}, UsageError, "^threads: expected"),

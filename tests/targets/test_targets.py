@@ -70,7 +70,9 @@ def test_another_package_adds_one(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("tensorrt", "expected one of onnxruntime, openvino, torch-compile, torch, found 'tensorrt'"),
+        ("tensorrt", "torch-compile, torch, or with an option, as onnxruntime:cuda, found 'tensorrt'"),
+        ("onxruntime", r"found 'onxruntime'; did you mean onnxruntime\?"),
+        ("torch_compile", r"found 'torch_compile'; did you mean torch-compile\?"),
         ("onnxruntime:cuda", r"expected a provider that the installed onnxruntime has \(cpu\)"),
         ("openvino:NPU", r"expected a device that OpenVINO finds here \(CPU"),
         ("torch:nowhere", "expected a device that the installed torch has, found 'nowhere'"),
