@@ -121,9 +121,8 @@ def asked_meanings(wanted: WantedOutputs | None) -> dict[str, Meaning]:
     for name, value in (wanted or {}).items():
         kind, weight = (value, 1.0) if isinstance(value, str) else value
         if kind not in ASKABLE:
-            raise UsageError(
-                f"output {name}: expected one of {', '.join(ASKABLE)}, found {kind!r}{near(kind, ASKABLE)}"
-            )
+            known = ", ".join(ASKABLE)
+            raise UsageError(f"output {name}: expected one of {known}, found {kind!r}{near(kind, ASKABLE)}")
         if not isinstance(weight, int | float) or isinstance(weight, bool) or not 0 < weight <= sys.float_info.max:
             raise UsageError(f"output {name}: expected a positive number as its weight, found {shown(weight)}")
         found[name] = Meaning(kind, "as asked", float(weight))  # type: ignore[arg-type]
