@@ -316,6 +316,18 @@ def share(part: float) -> str:
     return f"{min(part, 0.9999) if part < 1 else part:.2%}"
 
 
+def shift(ratio: float) -> str:
+    """What a ratio changes, in percent with its sign: ``-62``; what leaves something is never ``-100``."""
+    if ratio >= 0.995 or math.isnan(ratio):
+        return f"+{max(100 * (ratio - 1), 0):.0f}"
+    return f"-{beside(100, 100 * (1 - ratio), '.0f')}"
+
+
+def cosine(value: float) -> str:
+    """To four digits, or in as many more as it takes to tell it from 1."""
+    return beside(1, value, ".4f")
+
+
 def apart(one: float, other: float) -> tuple[str, str]:
     """Two different numbers in three digits, or in as many more as it takes to tell them apart."""
     texts = ((f"{one:.{digits}g}", f"{other:.{digits}g}") for digits in range(3, 17))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from convrewrite.reporting.report import Change, LatencyChange, OutputFidelityRow, ParityRow, Report, SiteRow
-from convrewrite.values import apart, beside, counted, shape_text
+from convrewrite.values import apart, beside, cosine, counted, shape_text, shift
 from convrewrite.worst import Worst
 
 NOT_MEASURED = "not measured"
@@ -85,8 +85,7 @@ def percent(part: float) -> str:
 
 def change(ratio: float) -> str:
     """A ratio and what it means: ``0.38x (-62 %)``."""
-    shift = f"{100 * (ratio - 1):+.0f}"
-    return f"{times(ratio)} ({'+0' if shift == '-0' else shift} %)"
+    return f"{times(ratio)} ({shift(ratio)} %)"
 
 
 def _three_digits(number: float) -> str:
@@ -189,7 +188,7 @@ def fidelity_table(report: Report) -> Table:
             cell(row.unexplained, percent, DOES_NOT_APPLY),
             cell(row.top1_agreement, percent, DOES_NOT_APPLY),
             cell(row.kl, ".2g", DOES_NOT_APPLY),
-            cell(row.cosine, ".4f", DOES_NOT_APPLY),
+            cell(row.cosine, cosine, DOES_NOT_APPLY),
             cell(row.equal_share, percent, DOES_NOT_APPLY),
         )
         for row in report.fidelity

@@ -9,6 +9,7 @@ from convrewrite.planning import Considered, Plan, PlannedSite
 from convrewrite.reporting import figures
 from convrewrite.reporting.charts import ErrorPoint
 from convrewrite.reporting.report import LatencyChange, Report, SiteRow
+from convrewrite.values import shift
 from convrewrite.worst import Worst
 
 Basis = Literal["time", "MACs"]
@@ -135,8 +136,8 @@ def tiles(report: Report) -> tuple[Tile, ...]:
 def _less(ratio: float) -> str:
     if not math.isfinite(ratio):  # of nothing
         return figures.times(ratio)
-    percent = round(100 * (ratio - 1))
-    return f"{MINUS if percent < 0 else '+' if percent > 0 else ''}{abs(percent)} %"
+    change = shift(ratio)
+    return "0 %" if change == "+0" else f"{change.replace('-', MINUS)} %"
 
 
 def _latency(latency: LatencyChange) -> str:

@@ -3,7 +3,7 @@
 from convrewrite.reporting import figures
 from convrewrite.runtime import Verification
 from convrewrite.tables import shortened, table
-from convrewrite.values import counted, share
+from convrewrite.values import cosine, counted, share
 
 HEADERS = (
     "output", "taken for", "max. diff.", "max. / max.", "tolerance", "the same", "rel. error", "unexpl. variance",
@@ -38,6 +38,6 @@ def _row(outcome: Verification, index: int) -> tuple[str, ...]:
         figures.cell(fidelity.unexplained, ".2%"),
         figures.cell(fidelity.top1_agreement, share),
         figures.cell(fidelity.kl, ".3g"),
-        figures.cell(fidelity.cosine, ".4f"),
+        figures.cell(fidelity.cosine, cosine),
         figures.cell(fidelity.equal_share, share),
     )

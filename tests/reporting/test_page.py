@@ -189,6 +189,13 @@ def test_what_is_said_of_an_option_is_true_of_time_macs_and_parameters(
     assert _why(entry, planned().sites[1], taken).startswith(why)
 
 
+def test_a_tile_leaves_nothing_out() -> None:
+    latency = LatencyChange(before=2e-5, after=8e-8, ratio=0.004, quartiles=(0.004, 0.004))
+    totals = reported().totals.model_copy(update={"onnx_latency_seconds": latency})
+    shown = [tile.figure for tile in view_of(reported(totals=totals), planned()).tiles]
+    assert shown == ["\N{MINUS SIGN}99.6 %", "\N{MINUS SIGN}30 %", "98.5 %"]
+
+
 def test_the_page_of_an_earlier_result_needs_no_plan() -> None:
     folder = Path(__file__).parents[1] / "data" / "earlier" / "result"
     report = Report.model_validate_json((folder / "report.json").read_text(encoding="utf-8"))

@@ -290,6 +290,12 @@ def test_other_numbers_have_their_unit() -> None:
     assert [figures.change(r) for r in (0.998, 1.0, 1.002, 0.38)] == [
         "1.00x (+0 %)", "1.00x (+0 %)", "1.00x (+0 %)", "0.38x (-62 %)",
     ]  # fmt: skip
+    assert [figures.change(r) for r in (0.004, 0.00004, 0)] == [
+        "0.004x (-99.6 %)",
+        "4e-05x (-99.996 %)",
+        "0.00x (-100 %)",
+    ]
+    assert [values.cosine(c) for c in (0.98256, 0.99997, 1.0)] == ["0.9826", "0.99997", "1.0000"]
     assert [figures.size(n) for n in (950, 4_560_000)] == ["950 B", "4.56 MB"]
     assert figures.change(0.381) == "0.38x (-62 %)"
 
