@@ -51,6 +51,10 @@ def bind_inputs(model: nn.Module, example: ExampleInput) -> Inputs:
     """
     positional, named = _parts(example)
     where = type(model).__name__
+    if len(positional) > 1 and all(isinstance(value, int) for value in positional):
+        raise UsageError(
+            f"example input: expected a tensor, found a shape; give one as torch.randn({tuple(positional)})"
+        )
     for name, value in (*enumerate(positional), *named.items()):
         if not isinstance(value, Tensor):
             found = type(value).__name__

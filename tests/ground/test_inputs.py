@@ -108,6 +108,11 @@ def test_every_form_gives_the_tensors_in_the_order_of_forward(example: Any, expe
             r"by position \(image, and vector by keyword only\), found 2 of them; give one for each",
         ),
         (Conditioned, (IMAGE, 3), "example input 1: expected a tensor, found int; wrap the model"),
+        (
+            Conditioned,
+            (1, 3, 8, 8),
+            r"example input: expected a tensor, found a shape; give one as torch.randn\(\(1, 3, 8, 8",
+        ),
         (Conditioned, {"image": None}, "example input 'image': expected a tensor, found NoneType"),
         (Conditioned, IMAGE.to("meta"), "example input 0: expected numbers, found a tensor on the meta device"),
         (Conditioned, (), "expected a tensor, a tuple of tensors, .* found none"),
