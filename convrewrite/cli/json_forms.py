@@ -158,16 +158,17 @@ class QuantisedModel(_Form):
 
 
 class QuantisedModels(_Form):
-    """Original, rewritten, and int8 of both, and where the last was written."""
+    """Original, rewritten, and int8 of both, where the last was written, and what is wrong with it."""
 
     schema_version: int = 1
     written: str
     models: tuple[QuantisedModel, ...]
+    warnings: tuple[str, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Int8Row], written: Path) -> "QuantisedModels":
+    def of(cls, rows: Sequence[Int8Row], written: Path, warnings: tuple[str, ...]) -> "QuantisedModels":
         """From the rows."""
-        return cls(written=str(written), models=tuple(map(QuantisedModel.of, rows)))
+        return cls(written=str(written), models=tuple(map(QuantisedModel.of, rows)), warnings=warnings)
 
 
 class BuiltinRule(_Form):

@@ -61,7 +61,7 @@ def quantise(
     if as_json:
         from convrewrite.cli.json_forms import QuantisedModels
 
-        say_json(QuantisedModels.of(rows, written))
+        say_json(QuantisedModels.of(rows, written, warnings_on(rows)))
         return
     say(told(rows))
     for note in notes_on(data):
@@ -98,17 +98,22 @@ def require_float32(model: "nn.Module", where: str = "--int8", instead: str = _L
 
 
 def told(rows: "Sequence[Int8Row]") -> str:
-    """The table, and below it what the file that was written, that of the last row, lost beyond what a result may lose."""
+    """The table, and below it the warnings."""
+    return "\n".join((table(rows), *(f"Warning: {warning}" for warning in warnings_on(rows))))
+
+
+def warnings_on(rows: "Sequence[Int8Row]") -> tuple[str, ...]:
+    """What the file that was written, that of the last row, lost beyond what a result may lose."""
     lost = [
         f"{what} of {output.name} {figure:.2%}"
         for output in rows[-1].fidelity.outputs
         for what, figure in (output.lost() | output.unfollowed()).items()
     ]
     if not lost:
-        return table(rows)
+        return ()
     return (
-        f"{table(rows)}\nWarning: the {rows[-1].name} does not compute the same any more as the original: {', '.join(lost)}; use "
-        "model.onnx, or half precision (`convrewrite export OUT --to half`)"
+        f"the {rows[-1].name} does not compute the same any more as the original: {', '.join(lost)}; use model.onnx, or half "
+        "precision (`convrewrite export OUT --to half`)",
     )
 
 

@@ -16,7 +16,7 @@ from commands import INPUT, call, images, small_network
 from convrewrite.cli import quantising, timing
 from convrewrite.cli.commands import app
 from convrewrite.cli.grouped import _all
-from convrewrite.cli.json_forms import SCHEMAS, QuantisedModel, Timings, Verified, VerifiedOutput
+from convrewrite.cli.json_forms import SCHEMAS, QuantisedModel, QuantisedModels, Timings, Verified, VerifiedOutput
 from convrewrite.meanings import Fidelity, OutputFidelity
 from convrewrite.pipeline import Int8Row
 from convrewrite.results import read_plan, read_report
@@ -135,9 +135,11 @@ def test_explain_prints_the_plan_or_a_site(place: Path) -> None:
     assert call("explain", place / "out", "nothing", "--json").code == 2
 
 
-def test_what_is_made_of_a_result_prints_json_too(place: Path) -> None:
+def test_what_is_made_of_a_result_prints_json_too(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = ("--calib", place / "images.npy")
+    monkeypatch.setattr(quantising, "warnings_on", lambda rows: (f"{rows[-1].name} is useless",))
     found = told("quantised", "quantise", place / "out", *inputs)
+    assert found["warnings"] == [f"{found['models'][-1]['name']} is useless"]
     assert [row["name"] for row in found["models"]][:2] == ["original", "rewritten"]
     assert Path(found["written"]).is_file() and found["models"][0]["relative_error"] == 0
     report = told(
@@ -223,6 +225,8 @@ def test_every_figure_stands_under_its_own_name(place: Path, monkeypatch: pytest
         2
     ]
     assert warned.startswith("equal entries of y 14.00%; use model.onnx")
+    [same_warning] = QuantisedModels.of([row], place, quantising.warnings_on([row])).warnings
+    assert same_warning.endswith(warned)
     timed = Comparison("there", 1, 3, 0.041, 0.082, 2.0, 1.5, 2.5)
     monkeypatch.setattr(timing, "_compared", lambda *_: [timed])
     ran = call("bench", *[place / "out" / "model.onnx"] * 2, *INPUT)
