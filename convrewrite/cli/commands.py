@@ -105,7 +105,7 @@ def optimize(
     from convrewrite.rules import resolve
 
     assert out is not None  # by then it has a default
-    require_agreeing(sources, settings)
+    require_agreeing(sources, settings, model)
     results.check_writable(out, (model,))
     if settings.int8:
         quantising.require_inputs_and_onnx(sources, settings)
@@ -188,7 +188,7 @@ def apply(
     from convrewrite.cli.networks import given_network
 
     assert out is not None  # by then it has a default
-    require_agreeing(sources, settings)
+    require_agreeing(sources, settings, model)
     results.check_writable(out, (model,))
     followed = results.read_plan(plan_file)
     network = given_network(model, sources, trust, settings.timeout)

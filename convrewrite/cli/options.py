@@ -269,9 +269,9 @@ def notes_on(calibration: object) -> tuple[str, ...]:
     return found
 
 
-def require_agreeing(sources: Sources, settings: Settings | None = None) -> None:
-    """Raise UsageError, or PlanError, for options that contradict each other whatever the model is, and for a file of times that
-    cannot be read: before a model is loaded."""
+def require_agreeing(sources: Sources, settings: Settings | None = None, model: str | None = None) -> None:
+    """Raise UsageError, or PlanError, for options that contradict each other whatever is in the file of the ``model``, and for a
+    file of times that cannot be read: before a model is loaded."""
     require_calibration(sources)
     if settings is None:
         return
@@ -279,6 +279,10 @@ def require_agreeing(sources: Sources, settings: Settings | None = None) -> None
         raise PlanError(values.NEEDS_INPUTS)
     if settings.timings is not None:
         read_profile(Path(settings.timings))
+    if settings.exports and not settings.measure and model is not None and Path(model).suffix.lower() != ".onnx":
+        from convrewrite.exports import named_exports, require_no_file
+
+        require_no_file(named_exports(settings.exports))
 
 
 def require_calibration(sources: Sources) -> None:

@@ -2,7 +2,7 @@
 
 from convrewrite.exports.discovery import file_names, kinds_of_exports, named_exports
 from convrewrite.exports.export import Export, Made, Source
-from convrewrite.exports.writing import Judged, Reference, Written, in_slices, rehearse, write_all
+from convrewrite.exports.writing import Judged, Reference, Written, in_slices, rehearse, require_no_file, write_all
 
 __all__ = [
     "Export",
@@ -16,5 +16,6 @@ __all__ = [
     "kinds_of_exports",
     "named_exports",
     "rehearse",
+    "require_no_file",
     "write_all",
 ]

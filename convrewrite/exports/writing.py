@@ -129,9 +129,15 @@ def write_all(
 def _require_form(export: Export, source: Source) -> None:
     if export.takes == "module" and source.module is None:
         raise UsageError(f"export {export.name}: expected a PyTorch model, found an ONNX graph; leave it out")
-    if export.takes == "onnx" and source.onnx is None:
+    if source.onnx is None:
+        require_no_file((export,))
+
+
+def require_no_file(exports: Sequence[Export]) -> None:
+    """Raise UsageError for forms that are made of an ONNX file, where there will be none."""
+    for name in (export.name for export in exports if export.takes == "onnx"):
         raise UsageError(
-            f"export {export.name}: is made of the ONNX file, found none; leave out --no-onnx (in Python measure=False) "
+            f"export {name}: is made of the ONNX file, found none; leave out --no-onnx (in Python measure=False) "
             "where the result is made, or this form"
         )
 

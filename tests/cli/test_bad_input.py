@@ -156,6 +156,7 @@ def test_an_input_of_the_wrong_shape(optimize: Callable[..., str]) -> None:
         (["--keep", "98"], ["keep: expected agreement in (0, 1)", "found 98"]),
         (["--keep", "error=nan"], ["keep: expected error in (0, 1)", "found nan"]),
         (["--keep", "accuracy=0.9"], ["keep: expected a number", "found accuracy"]),
+        (["--half", "--no-onnx", "--calib", "missing.npy"], ["export half: is made of the ONNX file, found none"]),
         (["--int8", "--no-onnx"], ["--int8: expected an ONNX file to quantise, found --no-onnx"]),
         (["--int8", "--runtime", "torch"], ["int8: expected a runtime of ONNX files", "found --runtime torch"]),
         (["--int8", "--calib", "weights"], ["--int8: expected inputs to calibrate on", "real ones"]),
