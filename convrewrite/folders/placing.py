@@ -125,7 +125,7 @@ def _put_new(made: Path, place: Path, scratch: Scratch) -> None:
 def _put_in_two_steps(made: Path, place: Path, scratch: Scratch) -> None:
     """Without an exchange: what was there is put back if the second step fails, in the next run if this one is killed."""
     earlier = scratch.path / EARLIER
-    (scratch.path / PLACE).write_text(place.name, encoding="utf-8")
+    (scratch.path / PLACE).write_bytes(os.fsencode(place.name))
     try:
         os.rename(place, earlier)
         os.rename(made, place)

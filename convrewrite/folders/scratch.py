@@ -36,6 +36,9 @@ LOCK = "lock"
 EARLIER, PLACE = "earlier", "place"
 """Names of what is out of its place while a folder is replaced in two steps, and of the file that names the place."""
 
+LONGEST_NAME = 4096
+"""Most bytes of the name of a place, Linux's own limit of a path."""
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
 """Errors of a disk that is full or lets nothing be written."""
 
@@ -188,7 +191,9 @@ def remove_leftovers(parent: Path) -> None:
                 and entry.is_dir(follow_symlinks=False)
                 and is_ours(entry.stat(follow_symlinks=False))
             ):
-                with suppress(OSError):
+                with suppress(
+                    OSError, ValueError
+                ):  # what lies in one may come from anyone: a name that no path can have
                     _sweep_one(Path(entry.path))
 
 
@@ -209,7 +214,8 @@ def _sweep_one(folder: Path) -> None:
 def _put_earlier_back(folder: Path) -> None:
     """Put back what a process took away that was killed between the two steps of a replacement, if nothing is there since."""
     if (folder / EARLIER).exists() and (folder / PLACE).is_file():  # to read a pipe would never end
-        place = folder.parent / Path((folder / PLACE).read_text(encoding="utf-8")).name
+        with (folder / PLACE).open("rb") as file:
+            place = folder.parent / Path(os.fsdecode(file.read(LONGEST_NAME))).name
         if not os.path.lexists(place):
             os.rename(folder / EARLIER, place)
 

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -193,3 +194,15 @@ def test_the_system_call_itself_where_the_library_has_no_function(
     assert listing(tmp_path) == {"a", "a/b", "b", "b/a"}
     with pytest.raises(FileNotFoundError):
         placing.exchange(tmp_path / "a", tmp_path / "missing")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a name is UTF-8")
+def test_a_place_whose_name_is_no_utf_8_is_replaced_in_two_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(placing, "exchange", raising(OSError(errno.ENOSYS, "Function not implemented")))
+    out = tmp_path / os.fsdecode(b"r\xff")
+    out.mkdir()
+    with Scratch(tmp_path) as scratch:
+        put(made_in(scratch), out, scratch)
+        assert (out / "file").read_text() == "new"

@@ -301,3 +301,14 @@ def test_a_pipe_in_a_folder_of_such_a_name_does_not_hold_up_a_run(tmp_path: Path
     cleared.start()
     cleared.join(30)
     assert not cleared.is_alive() and listing(tmp_path) == set()
+
+
+@pytest.mark.parametrize("name", [b"a\0b", b"\xff", b"a" * 10_000, b"", b".."])
+def test_a_place_that_no_path_can_have_does_not_end_a_run(tmp_path: Path, name: bytes) -> None:
+    """It may have come with a folder of a stranger's."""
+    left = tmp_path / ".convrewrite-run-abcdefgh"
+    (left / "earlier").mkdir(parents=True)
+    (left / LOCK).touch()
+    (left / "place").write_bytes(name)
+    with Scratch(tmp_path) as made:
+        assert made.path.is_dir()
