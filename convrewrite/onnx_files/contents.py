@@ -98,22 +98,28 @@ def _lies_in(folder: Path, name: str) -> bool:
 
 
 def _graphs(model: onnx.ModelProto) -> Iterator[onnx.GraphProto]:
-    """The graph of a model, those of training, and those inside of nodes, of functions too."""
+    """The graph of a model, those of training, and those inside of nodes, of functions too, and of what functions have by
+    default."""
     waiting = [model.graph, *(g for info in model.training_info for g in (info.initialization, info.algorithm))]
-    waiting += [graph for function in model.functions for graph in _inner(function.node)]
+    for function in model.functions:
+        waiting += _inner([*function.attribute_proto, *_attributes(function.node)])
     while waiting:
         graph = waiting.pop()
         yield graph
-        waiting += _inner(graph.node)
+        waiting += _inner(_attributes(graph.node))
 
 
-def _inner(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.GraphProto]:
-    """The graphs that are attributes of nodes."""
+def _attributes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.AttributeProto]:
     for node in nodes:
-        for attribute in node.attribute:
-            if attribute.HasField("g"):
-                yield attribute.g
-            yield from attribute.graphs
+        yield from node.attribute
+
+
+def _inner(attributes: Iterable[onnx.AttributeProto]) -> Iterator[onnx.GraphProto]:
+    """The graphs that attributes hold."""
+    for attribute in attributes:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
 
 
 def _nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -130,7 +136,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
         yield from graph.initializer
         sparse += graph.sparse_initializer
     defaults = [attribute for function in model.functions for attribute in function.attribute_proto]
-    for attribute in (*defaults, *(attribute for node in _nodes(model) for attribute in node.attribute)):
+    for attribute in (*defaults, *_attributes(_nodes(model))):
         if attribute.HasField("t"):
             yield attribute.t
         yield from attribute.tensors

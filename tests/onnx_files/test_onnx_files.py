@@ -93,6 +93,17 @@ def with_function(path: Path, function: onnx.FunctionProto) -> Path:
     return path
 
 
+def choosing_by_default(branch: onnx.GraphProto) -> onnx.FunctionProto:
+    """A function that runs a graph which stands in no node: it is what an attribute of the function has by default."""
+    flag = helper.make_node("Constant", [], ["flag"], value=helper.make_tensor("f", TensorProto.BOOL, [], [True]))
+    choice = helper.make_node("If", ["flag"], ["y"])
+    for name in ("then_branch", "else_branch"):
+        choice.attribute.add(name=name, ref_attr_name="of", type=onnx.AttributeProto.GRAPH)
+    made = helper.make_function("own", "Choice", ["x"], ["y"], [flag, choice], [helper.make_opsetid("", 18)])
+    made.attribute_proto.add(name="of", type=onnx.AttributeProto.GRAPH).g.CopyFrom(branch)
+    return made
+
+
 def test_weights_elsewhere_are_refused_in_functions_too(tmp_path: Path) -> None:
     opsets = [helper.make_opsetid("", 18)]
     branch = helper.make_graph(ADD, "b", [], [helper.make_tensor_value_info("y", 1, None)], [external("../secret")])
@@ -102,7 +113,9 @@ def test_weights_elsewhere_are_refused_in_functions_too(tmp_path: Path) -> None:
     constant.attribute.add(name="value", ref_attr_name="of", type=onnx.AttributeProto.TENSOR)
     by_default = helper.make_function("own", "Default", ["x"], ["y"], [constant, *ADD], opsets)
     by_default.attribute_proto.add(name="of", type=onnx.AttributeProto.TENSOR).t.CopyFrom(external("../secret"))
-    for function in (helper.make_function("own", "Branch", ["x"], ["y"], [flag, choice], opsets), by_default):
+    branch_by_default = choosing_by_default(branch)
+    whole = helper.make_function("own", "Branch", ["x"], ["y"], [flag, choice], opsets)
+    for function in (whole, by_default, branch_by_default):
         path = with_function(tmp_path / "m.onnx", function)
         with pytest.raises(
             ModelLoadError, match=r"expected weights in the folder of the file, found \.\./secret for w"
@@ -159,6 +172,7 @@ def test_operators_of_a_library_are_refused_wherever_they_stand(tmp_path: Path) 
     flag = helper.make_node("Constant", [], ["flag"], value=helper.make_tensor("f", TensorProto.BOOL, [], [True]))
     choice = helper.make_node("If", ["flag"], ["y"], then_branch=branch, else_branch=branch)
     paths.append(file(tmp_path / "n.onnx", [flag, choice], [], "my.operators"))
+    paths.append(with_function(tmp_path / "f.onnx", choosing_by_default(branch)))
     for path in paths:
         with pytest.raises(
             ModelLoadError, match=r"found Run of my\.operators, which is code from elsewhere; .*--trust"
