@@ -80,11 +80,17 @@ def read_model(path: str | Path, *, weights: bool = False) -> onnx.ModelProto:
 def _require_beside(path: Path, tensor: onnx.TensorProto) -> None:
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return
-    for entry in tensor.external_data:
-        if entry.key == "location" and not _lies_in(path.absolute().parent, entry.value):
+    folder = path.absolute().parent
+    for name in (entry.value for entry in tensor.external_data if entry.key == "location"):
+        if not _lies_in(folder, name):
             raise ModelLoadError(
-                f"{path}: expected weights in the folder of the file, found {entry.value} for {tensor.name}; "
+                f"{path}: expected weights in the folder of the file, found {name} for {tensor.name}; "
                 "put the file there, or pass --trust if you know where the model comes from"
+            )
+        if os.path.exists(folder / name) and not os.path.isfile(folder / name):  # to read a pipe would never end
+            raise ModelLoadError(
+                f"{path}: expected weights in a regular file, found another thing as {name!r} for {tensor.name}; "
+                "put the file there"
             )
 
 

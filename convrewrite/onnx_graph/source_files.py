@@ -1,5 +1,6 @@
 """Whether the files of a graph are still those that were opened: a training run may write its next export over them meanwhile."""
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -23,7 +24,9 @@ class SourceFiles:
     """An ONNX file and those beside it that hold weights of it. Contents are read once, and again only where a stamp differs."""
 
     def __init__(self, path: Path, stamp: Stamp, beside: Collection[Path] = ()) -> None:
-        """``stamp`` is that of ``path`` before it was read."""
+        """``stamp`` is that of ``path`` before it was read. Raises ModelLoadError where a file ``beside`` it is none."""
+        if gone := next((file for file in beside if not os.path.isfile(file)), None):
+            raise ModelLoadError(f"{path}: expected weights in {gone}, as it says, found no such file; put that there")
         self._path, self._beside = path, tuple(beside)
         self._stamps = {path: stamp, **{file: stamp_of(file) for file in beside}}
         self._digest: str | None = None

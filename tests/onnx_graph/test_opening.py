@@ -240,6 +240,23 @@ def test_weights_that_are_not_there_are_told(tmp_path: Path) -> None:
         open_onnx(path)
 
 
+@pytest.mark.parametrize(
+    ("kind", "found"), [("pipe", "another thing as 'other'"), ("folder", "another thing"), ("none", "no such file")]
+)
+def test_what_is_no_file_is_not_read_for_weights_that_nothing_uses(kind: str, found: str, tmp_path: Path) -> None:
+    """onnxruntime does not look for these; a copy of the graph takes them along."""
+    stored = classifier()
+    unused = stored.graph.initializer.add(name="unused", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    unused.external_data.add(key="location", value="other")
+    if kind == "pipe":
+        os.mkfifo(tmp_path / "other")
+    elif kind == "folder":
+        (tmp_path / "other").mkdir()
+    (tmp_path / "m.onnx").write_bytes(stored.SerializeToString())
+    with pytest.raises(ModelLoadError, match=rf"m\.onnx: expected weights in .*, found {found}.*; put"):
+        open_onnx(tmp_path / "m.onnx")
+
+
 def test_a_graph_that_never_ends_is_stopped_where_it_is_tried(tmp_path: Path) -> None:
     path = saved(graph(ENDLESS), tmp_path)
     with pytest.raises(
