@@ -4,7 +4,9 @@ import ctypes
 import gc
 import importlib.metadata
 import math
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -83,6 +85,23 @@ def test_what_is_not_there_is_said_in_one_line(text: str, words: str) -> None:
     with pytest.raises(UsageError, match=words) as refused:
         convrewrite.Settings(runtime=text)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="without users there is no other one")
+def test_nothing_is_compiled_in_a_folder_that_another_user_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch runs what lies there, and everybody knows its place."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("LOGNAME", "somebody")
+    assert target_of("torch-compile").version() == torch.__version__
+    (tmp_path / "torchinductor_somebody").mkdir()
+    assert target_of("torch-compile").version() == torch.__version__
+    another = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: another)
+    assert target_of("torch-compile:eager").version() == torch.__version__
+    with pytest.raises(UsageError, match=r"torch-compile: .*torchinductor_somebody.*another user's; .* in TMPDIR"):
+        convrewrite.Settings(runtime="torch-compile")
 
 
 def test_a_missing_package_is_said_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
