@@ -81,7 +81,7 @@ class TorchCompiled:
 def _require_own_folder(name: str) -> None:
     """Raise UsageError where the folder in which torch keeps compiled code, and from which it runs that, is another user's: its
     place among the temporary files is one that everybody knows."""
-    from torch._inductor.runtime.runtime_utils import default_cache_dir
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
     folder = default_cache_dir()
     if os.path.lexists(folder) and not is_ours(os.lstat(folder)):
