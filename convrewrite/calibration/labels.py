@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, RandomSampler, SubsetRandomSampler, Wei
 
 from convrewrite.calibration.sources import LABEL_NAMES
 from convrewrite.errors import CalibrationError, ConvRewriteError, UsageError
-from convrewrite.escaping import message_of
+from convrewrite.escaping import summary
 from convrewrite.stored import Archive, map_array, read_pickle
 
 
@@ -29,7 +29,7 @@ def read_labels(path: Path, memory: int) -> Tensor:
         raise
     except Exception as error:  # whatever a broken file makes a reader raise
         raise CalibrationError(
-            f"{path}: expected labels, but reading it raised {type(error).__name__}: {message_of(error)}; save it again"
+            f"{path}: expected labels, but reading it raised {summary(error)}; save it again"
         ) from error
     if values.dim() != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise CalibrationError(

@@ -29,6 +29,9 @@ from convrewrite.values import some_of
 MOST_EXAMPLES = 100_000_000
 """Most examples that a source may hold: which of them to take is drawn by a permutation of all."""
 
+LONGEST_REASON = 200
+"""Most letters of what a reader says of a file, which may quote the whole of it."""
+
 NAMED = 3
 """Most files that a note names."""
 
@@ -186,7 +189,7 @@ def _reading(path: Path, expected: str) -> Iterator[None]:
         raise
     except Exception as error:  # a foreign file can make its reader fail in any way
         lines = TERMINAL_COLOUR.sub("", message_of(error)).strip().splitlines()  # a line may hold nothing but colours
-        reason = lines[0] if lines else type(error).__name__
+        reason = lines[0][:LONGEST_REASON] if lines else type(error).__name__
         raise CalibrationError(f"{path}: expected {expected}, but it cannot be read: {reason}") from error
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from convrewrite.calibration import read_labels
+from convrewrite.calibration import read_calibration, read_labels
 from convrewrite.errors import CalibrationError
 
 MEMORY = 1 << 20
@@ -27,6 +27,16 @@ def test_what_is_no_row_of_numbers_is_refused(tmp_path: Path, values: object) ->
     torch.save(values, tmp_path / "y.pt")
     with pytest.raises(CalibrationError, match=r"y\.pt: expected labels, but reading it raised"):
         read_labels(tmp_path / "y.pt", MEMORY)
+
+
+def test_a_header_that_cannot_be_read_is_not_quoted_whole(tmp_path: Path) -> None:
+    header = b"{'descr':" + b"(" * 4000 + b"'<i8'" + b")" * 4000 + b",'fortran_order':False,'shape':(8,),}\n"
+    (tmp_path / "y.npy").write_bytes(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+    with pytest.raises(CalibrationError, match=r"y\.npy: expected labels") as of_labels:
+        read_labels(tmp_path / "y.npy", MEMORY)
+    with pytest.raises(CalibrationError, match=r"y\.npy: expected a NumPy array, but it cannot be read") as of_inputs:
+        read_calibration(str(tmp_path / "y.npy"), torch.zeros(1, 8))
+    assert max(len(str(refused.value)) for refused in (of_labels, of_inputs)) < 500
 
 
 @pytest.mark.parametrize("dtype", [np.longdouble, np.float32])
