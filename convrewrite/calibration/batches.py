@@ -21,10 +21,8 @@ from convrewrite.stored import raw_bytes
 from convrewrite.values import counted
 
 FEW_INPUTS = 64
-"""With fewer calibration inputs than this a note says that fits may see too little; more of them add little to synthetic ones."""
-
-FEW_PATCHES = "where a site sees few patches for each unknown, its fit is drawn towards the weights"
-"""What that means for the sites, for such a note."""
+"""With fewer calibration inputs than this a note says that fits may be better on these than on others; not that they have fewer
+samples than unknowns, as one image has thousands of positions. More of them add little to synthetic ones."""
 
 LIMIT = 1024
 """Most examples, unless the caller says otherwise."""
@@ -209,7 +207,10 @@ def _batches(inputs: Inputs, chosen: Tensor, batch: int) -> tuple[Inputs, ...]:
 def _few(count: int) -> tuple[str, ...]:
     if count >= FEW_INPUTS:
         return ()
-    return (f"only {counted(count, 'calibration input')}, {FEW_INPUTS} or more are advised: {FEW_PATCHES}",)
+    return (
+        f"only {counted(count, 'calibration input')}, {FEW_INPUTS} or more are advised: fits may be better on these than on "
+        "others",
+    )
 
 
 def _collect(source: Source, example: Inputs, limit: int) -> tuple[Inputs, list[str]]:

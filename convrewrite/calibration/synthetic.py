@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from convrewrite.calibration.batches import FEW_INPUTS, FEW_PATCHES, Calibration, batch_size, split_inputs
+from convrewrite.calibration.batches import FEW_INPUTS, Calibration, batch_size, split_inputs
 from convrewrite.conv import ConvSpec
 from convrewrite.errors import TraceError
 from convrewrite.inputs import Inputs
@@ -121,7 +121,7 @@ def _notes(matched: list[_Matched], schedule: _Schedule) -> tuple[str, ...]:
         f"{count} images in batches of {schedule.sizes[0]}, {schedule.steps} steps: BatchNorm means are off by "
         f"{after:.2f} standard deviations ({before:.2f} for the noise at the start); real images are better"
     )
-    few = f"only {count} images, because the model is large: {FEW_PATCHES}"
+    few = f"only {count} images, because the model is large: fits may be better on these than on others"
     return (made, few) if count < FEW_INPUTS else (made,)
 
 
