@@ -97,7 +97,7 @@ def named_original(model: str, out: Path) -> str:
     """The original as the report names it, if that is a file: a name of code is imported only where the user gives it."""
     if not Path(model).is_file():
         raise UsageError(
-            f"{out}: expected the file of its original, which its report names {model!r}, found no such file; "
-            "name it with --model"
+            f"{out}: expected the file of its original, found that its report names {model!r}, which is no file here; "
+            "name the file, or the code that builds the original, with --model"
         )
     return model

@@ -181,7 +181,10 @@ def test_a_report_names_no_code_that_would_be_imported(out: Path) -> None:
     report = Report.model_validate_json((out / "report.json").read_text())
     (out / "report.json").write_text(report.model_copy(update={"model": "os:getcwd"}).model_dump_json())
     ran = call(*recover(out))
-    assert ran.code == 2 and "name it with --model" in ran.message
+    assert (
+        ran.code == 2
+        and "no file here; name the file, or the code that builds the original, with --model" in ran.message
+    )
 
 
 def test_a_process_whose_result_nobody_would_write_is_refused(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
