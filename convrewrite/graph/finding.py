@@ -38,7 +38,10 @@ from convrewrite.names import require_names
 from convrewrite.process import quiet
 from convrewrite.state import address_of, parameters_of
 
-REASON = "the model asks more of it than to be called, as its weight or its type, which a replacement would not have"
+REASON = (
+    "the model asks more of it than to be called, as its weight or its type, which a replacement would not have; in an ONNX file "
+    "exported from it, nothing asks"
+)
 HELD_ELSEWHERE = (
     "the model also reaches it in a way that a replacement does not: not every call came to what was put in its place"
 )
