@@ -25,7 +25,8 @@ from convrewrite.values import near, shown
 
 OutputKind = Literal["logits", "probabilities", "multilabel", "embedding", "values", "ignore", "discrete"]
 SCORES = ("logits", "probabilities")
-OF_UNIT_NUMBERS = ("sigmoid", "special_expit", "hardsigmoid", "softmax")
+SIGMOIDS = ("sigmoid", "special_expit", "hardsigmoid")
+OF_UNIT_NUMBERS = (*SIGMOIDS, "softmax")
 OF_MEASURES = ("relu", "tanh", "hardtanh", "clamp", "softplus", "exp", "abs", "square", "sqrt", "atan", "sin", "cos")
 
 QUANTITIES = 32
@@ -328,7 +329,8 @@ def _in_parts(seen: Seen, meaning: Meaning) -> Meaning:
 
 
 def _by_what_always_holds(seen: Seen) -> Meaning | None:
-    for axis in seen.axes:
+    # Of numbers that a sigmoid gave one by one, it holds by chance: two times 0.5 sums to one, four times 0.5 has length one.
+    for axis in () if seen.function in SIGMOIDS else seen.axes:
         if seen.sums_to_one(axis):
             by = " and a softmax gave it" if seen.function == "softmax" else ""
             return Meaning("probabilities", f"its entries lie in [0, 1] and sum to one{by}", axis=axis)
@@ -359,9 +361,8 @@ def _of_unit_numbers(seen: Seen, hint: Hint | None) -> Meaning:
     if seen.like_an_input and not seen.saturated:
         return Meaning("values", "it is an image like an input", axis=seen.axis)
     if seen.width == 4 and not seen.saturated and seen.ndim < 4:
-        return Meaning(
-            "values", "four numbers in [0, 1] that are seldom near 0 or 1, as coordinates are", axis=seen.axis
-        )
+        why = "four numbers in [0, 1] that are seldom near 0 or 1, as coordinates are"
+        return Meaning("values", why, axis=seen.axis)
     by = (
         f"a {seen.function} gave it"
         if seen.function in OF_UNIT_NUMBERS

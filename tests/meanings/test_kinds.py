@@ -423,3 +423,11 @@ def test_outputs_of_nan_alone_are_refused_with_what_holds_it() -> None:
         model[2].weight[:, 1] = float("nan")
     with pytest.raises(ModelError, match=r"found NaN alone; the model holds NaN or infinity in 2\.weight: give one"):
         require_outputs(model, (torch.ones(1, 3),))
+
+
+def test_what_a_sigmoid_that_is_not_trained_gives_has_no_sum_and_no_length() -> None:
+    def halves(x: Tensor) -> Tensor:
+        return (1e-5 * x).sigmoid()
+
+    assert told(2, halves) == "multilabel"
+    assert told(4, halves) == told(4, lambda x: {"pred_boxes": halves(x)}) == "values"
