@@ -27,6 +27,10 @@ STAGES = re.compile(r"(entry|middle|exit)_?flow", re.IGNORECASE)
 """Stages of a network, as Xception calls them: no flow of pixels."""
 
 
+MASKS = re.compile(r"masks_quer(y|ies)_logits")
+"""One mask for each query, in models of transformers: each by itself, and no classes of which one is on top."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hint:
     """Whether a name speaks of numbers whose size counts, of classes or of vectors, and the sentence that says so."""
@@ -50,6 +54,8 @@ def hint_of(output: str, module: str) -> Hint | None:
 def _kind_of(part: str, *, last: bool) -> Literal["size", "class", "vector"] | None:
     if STAGES.fullmatch(part):
         return None
+    if MASKS.fullmatch(part):
+        return "size"
     words = [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", part)]
     for kind, pattern in WORDS.items():
         if any(pattern.fullmatch(word) for word in words):

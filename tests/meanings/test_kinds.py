@@ -431,3 +431,12 @@ def test_what_a_sigmoid_that_is_not_trained_gives_has_no_sum_and_no_length() -> 
 
     assert told(2, halves) == "multilabel"
     assert told(4, halves) == told(4, lambda x: {"pred_boxes": halves(x)}) == "values"
+
+
+def test_masks_of_queries_are_no_classes() -> None:
+    model = mapping(12, lambda x: {"masks_queries_logits": x, "class_queries_logits": x.flatten(2).transpose(1, 2)})
+    found = tell(model, [(images(),)])
+    assert {name: one.kind for name, one in found.items()} == {
+        "output.masks_queries_logits": "values",
+        "output.class_queries_logits": "logits",
+    }
