@@ -255,6 +255,18 @@ def test_higher_order_orthogonal_iteration_beats_one_pass_and_is_orthonormal(mon
     assert errors[-1] < errors[0]
 
 
+def test_no_square_of_many_outputs_is_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that another network predicts are thousands of outputs of a few channels."""
+    sizes, eigh = [], torch.linalg.eigh
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (sizes.append(len(matrix)), eigh(matrix))[1])
+    spec = ConvSpec(4, 600, (1, 3))
+    kernel = torch.randn(spec.kernel_shape, dtype=torch.float64)
+    for rank in (300, 500, 600):
+        last = discover()["tucker"].weights(kernel, spec, {"rank": rank})[-1][..., 0, 0]
+        torch.testing.assert_close(last.T @ last, torch.eye(rank, dtype=torch.float64))
+    assert max(sizes) <= 4 * 3
+
+
 def test_the_least_rank_that_reproduces_any_kernel_and_which_kernels_are_taken() -> None:
     known, spec = discover(), ConvSpec(2, 64, (3, 5))
     expected = {
