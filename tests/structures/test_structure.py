@@ -12,7 +12,7 @@ from convrewrite.conv import ConvSpec
 from convrewrite.rewriting.surgery import build_conv, build_option
 from convrewrite.rules.options import allowed_ranks, allowed_variants
 from convrewrite.structures import discovery as package
-from convrewrite.structures.algebra import compose, initial_kernels, split_groups, through
+from convrewrite.structures.algebra import compose, initial_kernels, low_rank, split_groups, through
 from convrewrite.structures.discovery import discover
 from convrewrite.structures.lowering import branch_kernels, branch_specs, lowerings, make_option, stage_specs
 from convrewrite.structures.structure import Option, Setting, Stage, Structure
@@ -255,15 +255,28 @@ def test_higher_order_orthogonal_iteration_beats_one_pass_and_is_orthonormal(mon
     assert errors[-1] < errors[0]
 
 
-def test_no_square_of_many_outputs_is_decomposed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("spec", [ConvSpec(1, 40, (1, 30)), ConvSpec(40, 1, (5, 6))], ids=["one input", "one output"])
+def test_cp_of_a_single_input_or_output_is_the_nearest_matrix(spec: ConvSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    cp = __import__("convrewrite.structures.families.cp", fromlist=["cp"])
+    monkeypatch.setattr(cp, "_swept", None)  # each sweep takes long for a window of hundreds of samples
+    kernel = torch.randn(spec.kernel_shape, dtype=torch.float64)
+    left, right = low_rank(kernel.reshape(40, 30), 7)
+    found = compose(cp.STRUCTURE.weights(kernel, spec, {"rank": 7}), cp.STRUCTURE.stages(spec, {"rank": 7}))
+    torch.testing.assert_close(found.reshape(40, 30), left @ right)
+
+
+@pytest.mark.parametrize("name", ["cp", "tucker"])
+def test_no_square_of_many_outputs_is_decomposed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels that another network predicts are thousands of outputs of a few channels."""
     sizes, eigh = [], torch.linalg.eigh
     monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: (sizes.append(len(matrix)), eigh(matrix))[1])
     spec = ConvSpec(4, 600, (1, 3))
     kernel = torch.randn(spec.kernel_shape, dtype=torch.float64)
-    for rank in (300, 500, 600):
-        last = discover()["tucker"].weights(kernel, spec, {"rank": rank})[-1][..., 0, 0]
-        torch.testing.assert_close(last.T @ last, torch.eye(rank, dtype=torch.float64))
+    structure = discover()[name]
+    for rank in (300, 500, 600) if name == "tucker" else (3, 11):
+        last = structure.weights(kernel, spec, {"rank": rank})[-1][..., 0, 0]
+        if name == "tucker":
+            torch.testing.assert_close(last.T @ last, torch.eye(rank, dtype=torch.float64))
     assert max(sizes) <= 4 * 3
 
 

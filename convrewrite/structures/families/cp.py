@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from convrewrite.conv import ConvSpec
+from convrewrite.structures.algebra import low_rank
 from convrewrite.structures.structure import Setting, Stage
 
 SWEEPS = 40
@@ -53,8 +54,12 @@ class Cp:
     def weights(self, kernel: Tensor, spec: ConvSpec, setting: Setting) -> tuple[Tensor, ...]:
         rank = int(setting["rank"])
         tensor = kernel.flatten(2)
-        exact = rank >= self.full_rank(spec, setting)
-        outputs, inputs, taps = _exact(tensor, rank) if exact else _alternate(tensor, rank)
+        if rank >= self.full_rank(spec, setting):
+            outputs, inputs, taps = _exact(tensor, rank)
+        elif 1 in tensor.shape[:2]:
+            outputs, inputs, taps = _of_a_matrix(tensor, rank)
+        else:
+            outputs, inputs, taps = _alternate(tensor, rank)
         depthwise = taps.T.reshape(rank, 1, *kernel.shape[2:])
         return inputs.T[:, :, None, None], depthwise, outputs[:, :, None, None]
 
@@ -70,6 +75,14 @@ def _exact(tensor: Tensor, rank: int) -> Factors:
         factors[mode] = torch.eye(shape[mode], dtype=tensor.dtype, device=tensor.device)[:, index]
     factors[longest] = tensor.movedim(longest, 0).flatten(1)
     return factors[0], factors[1], factors[2]
+
+
+def _of_a_matrix(tensor: Tensor, rank: int) -> Factors:
+    """Of a kernel with a single input or output, as of an STFT over samples: the nearest one is known without a sweep."""
+    mode = 0 if tensor.shape[0] == 1 else 1
+    left, right = low_rank(tensor.squeeze(mode), rank)
+    ones = tensor.new_ones(1, rank)
+    return _balanced(ones, left, right.mT) if mode == 0 else _balanced(left, ones, right.mT)
 
 
 def _alternate(tensor: Tensor, rank: int) -> Factors:
@@ -102,7 +115,10 @@ def _starts(target: Tensor, rank: int) -> Factors:
 def _start(target: Tensor, mode: int, rank: int) -> Tensor:
     """Leading left singular vectors of the unfolding, completed with seeded noise where it has fewer than R."""
     unfolding = target.movedim(mode, 0).flatten(1)
-    u = torch.linalg.eigh(unfolding @ unfolding.T).eigenvectors.flip(1)[:, :rank]
+    if len(unfolding) > unfolding.shape[1]:  # the square of thousands of outputs of few channels would take minutes
+        u = torch.linalg.svd(unfolding, full_matrices=False)[0][:, :rank]
+    else:
+        u = torch.linalg.eigh(unfolding @ unfolding.T).eigenvectors.flip(1)[:, :rank]
     generator = torch.Generator().manual_seed(mode)
     noise = torch.randn(u.shape[0], rank - u.shape[1], dtype=u.dtype, generator=generator)
     return torch.cat([u, noise.to(u.device) / u.shape[0] ** 0.5], dim=1)
