@@ -191,9 +191,8 @@ def remove_leftovers(parent: Path) -> None:
                 and entry.is_dir(follow_symlinks=False)
                 and is_ours(entry.stat(follow_symlinks=False))
             ):
-                with suppress(
-                    OSError, ValueError
-                ):  # what lies in one may come from anyone: a name that no path can have
+                # What lies in one may come from anyone, as a name that no path can have.
+                with suppress(OSError, ValueError):
                     _sweep_one(Path(entry.path))
 
 

@@ -58,9 +58,8 @@ def _ranks(spec: ConvSpec, rank: int) -> tuple[int, int]:
 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
     """The ``rank`` leading left singular vectors, completed to orthonormal columns where the matrix has fewer."""
-    if (
-        len(matrix) > matrix.shape[1]
-    ):  # few inputs and thousands of outputs: the square of all of these would take minutes
+    # Of few inputs and thousands of outputs, the square of all outputs would take minutes.
+    if len(matrix) > matrix.shape[1]:
         return torch.linalg.svd(matrix)[0][:, :rank]
     values, vectors = torch.linalg.eigh(matrix @ matrix.T)
     return vectors[:, values.argsort(descending=True)[:rank]]
