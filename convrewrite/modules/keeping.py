@@ -349,9 +349,8 @@ class _NumpyGenerator(Way):
 
     @staticmethod
     def differs(value: Any, saved: Any) -> bool:
-        return repr(_NumpyGenerator.saved(value)) != repr(
-            saved
-        )  # states hold arrays, which do not compare to one truth
+        # States hold arrays, which do not compare to one truth.
+        return repr(_NumpyGenerator.saved(value)) != repr(saved)
 
     @staticmethod
     def restore(value: Any, saved: Any) -> None:
