@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convrewrite import results
+from convrewrite.cli.interrupts import INT8
 from convrewrite.errors import ModelLoadError
 from convrewrite.loading import MOST_NUMBERS
 from convrewrite.values import shape_text
@@ -27,7 +28,7 @@ def sizes_of(*sources: str | Path) -> KnownSizes | None:
     """The sizes in the report of the first source that is a result folder or a file of one; None where no report states any, or
     only larger ones than an example has: a report may come from anyone, and a model is run on them."""
     for path in map(Path, sources):
-        folder = path.parent if path.name in (*results.FILES, results.INT8) else path
+        folder = path.parent if path.name in (*results.FILES, INT8) else path
         try:
             report = results.read_report(folder)
         except ModelLoadError:

@@ -9,7 +9,7 @@ from torch import nn
 
 from convrewrite.calibration import Calibration, calibrate
 from convrewrite.errors import CalibrationError, ModelLoadError, UsageError
-from convrewrite.folders import Scratch, given_path, nearest, put, resolved, write_errors
+from convrewrite.folders import given_path, require_room_beside, resolved, temporary, write_errors
 from convrewrite.inputs import ExampleInput, Inputs, in_whole_batches
 from convrewrite.meanings import Fidelity, Meaning, outputs_and_origins, read
 from convrewrite.modules import private_copy, surroundings_preserved
@@ -22,7 +22,7 @@ from convrewrite.pipeline.tried import require_tried
 from convrewrite.process import at_work
 from convrewrite.progress import Progress, silent
 from convrewrite.quantising import quantise_file
-from convrewrite.results import INT8, ONNX, PLAN, WEIGHTS, read_plan, read_report, require_described
+from convrewrite.results import ONNX, PLAN, WEIGHTS, add_int8, read_plan, read_report, require_described
 from convrewrite.runtime import Baseline, measure_fidelity
 from convrewrite.settings import Settings
 
@@ -87,22 +87,17 @@ def quantise(
             "int8: expected a model in float32, which alone can be quantised, found one in half precision; quantise the result "
             "of the float32 model that this was made of"
         )
-    with at_work(asked.seed), surroundings_preserved(network.model), write_errors(folder, "another folder"):
-        place = resolved(folder) / INT8  # a link of that name may lead anywhere, and is replaced itself
-        with Scratch(nearest(place)) as scratch:
-            copy = private_copy(network.model, network.inputs)
-            exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
-            baseline = Baseline.of(
-                copy, network.inputs, scratch.path, asked.clock, asked.threads, exporter, asked.target
-            )
-            data = _data(network, copy, calibration, asked, progress)
-            require_tried(file, exporter, data.fit[0], asked.timeout)
-            four = _Four(file, copy, baseline, data, plan.meanings(), progress)
-            rows = four.rows((report.totals.macs.before, report.totals.macs.after))
-            require_described(
-                folder, report, (PLAN, WEIGHTS, ONNX)
-            )  # another run may have replaced the result meanwhile
-            put(scratch.path / INT8, place, scratch)
+    with write_errors(folder, "another folder"):
+        require_room_beside(resolved(folder) / ONNX)  # before the long work
+    with at_work(asked.seed), surroundings_preserved(network.model), write_errors(), temporary() as scratch:
+        copy = private_copy(network.model, network.inputs)
+        exporter = exporter_of(network.model, report.asked.opset, report.asked.free_axes)
+        baseline = Baseline.of(copy, network.inputs, scratch.path, asked.clock, asked.threads, exporter, asked.target)
+        data = _data(network, copy, calibration, asked, progress)
+        require_tried(file, exporter, data.fit[0], asked.timeout)
+        four = _Four(file, copy, baseline, data, plan.meanings(), progress)
+        rows = four.rows((report.totals.macs.before, report.totals.macs.after))
+        add_int8(folder, report, four.made)
     return rows
 
 
@@ -126,10 +121,15 @@ class _Four:
     planned: Mapping[str, Meaning]
     progress: Progress
 
+    @property
+    def made(self) -> Path:
+        """Where the result's int8 file is made."""
+        return self.baseline.folder / "model.int8.onnx"
+
     def rows(self, macs: tuple[int, int]) -> tuple[Int8Row, ...]:
         """Quantise both models, and measure all four."""
-        first, folder, runner = self.baseline.original.path, self.baseline.folder, self.baseline.exporter.runner
-        floats, whole = (first, self.file), (folder / "original.int8.onnx", folder / INT8)
+        first, runner = self.baseline.original.path, self.baseline.exporter.runner
+        floats, whole = (first, self.file), (self.baseline.folder / "original.int8.onnx", self.made)
         fit, held_out = self._batches(self.data.fit), self._batches(self.data.held_out)
         meanings, ways = self._meanings(first, held_out), []
         for index, (source, place) in enumerate(zip(floats, whole, strict=True)):

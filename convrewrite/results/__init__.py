@@ -4,7 +4,6 @@ from convrewrite.results.analysis import Analysis, check_page
 from convrewrite.results.digests import PLAN, require_described
 from convrewrite.results.folder import (
     FILES,
-    INT8,
     ONNX,
     WEIGHTS,
     Result,
@@ -14,18 +13,18 @@ from convrewrite.results.folder import (
     check_writable,
     save_plan,
 )
-from convrewrite.results.further import files_of, kept, left_out
+from convrewrite.results.further import add_int8, files_of, kept, left_out
 from convrewrite.results.reading import load, read_plan, read_report
 
 __all__ = [
     "FILES",
-    "INT8",
     "ONNX",
     "PLAN",
     "WEIGHTS",
     "Analysis",
     "Result",
     "add_exports",
+    "add_int8",
     "check_addable",
     "check_file",
     "check_page",

@@ -1,11 +1,14 @@
 """Files of a result besides those that every result has: int8, and other forms, all made of its model as it is."""
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from convrewrite.exports import file_names, kinds_of_exports
-from convrewrite.folders import write_errors
-from convrewrite.results.folder import INT8, ONNX, Result, copy_into, files_held, onnx_files
+from convrewrite.folders import Scratch, put, resolved, write_errors
+from convrewrite.reporting import Report
+from convrewrite.results.digests import PLAN, require_described
+from convrewrite.results.folder import INT8, ONNX, WEIGHTS, Result, copy_into, files_held, onnx_files
 
 FOLDER = "kept"
 """The folder in the temporary files of a run where such files lie until the result is saved."""
@@ -50,3 +53,17 @@ def left_out(files: Sequence[Path]) -> list[str]:
     return [
         f"{', '.join(sorted(names))} of the result before {verb} left out, as the model is another now; make anew by {made}"
     ]
+
+
+def add_int8(folder: Path, report: Report, made: Path) -> None:
+    """Put a copy of an int8 file into a result's folder. Raises UsageError where that fails, ModelLoadError where another run has
+    replaced the result that ``report`` describes.
+
+    A scratch folder lies in it for this moment alone: meanwhile no run that comes to its end could replace the folder.
+    """
+    with write_errors(folder, "another folder"):
+        place = resolved(folder) / INT8  # a link of that name may lead anywhere, and is replaced itself
+        with Scratch(place.parent) as scratch:
+            shutil.copyfile(made, scratch.path / INT8)
+            require_described(folder, report, (PLAN, WEIGHTS, ONNX))
+            put(scratch.path / INT8, place, scratch)

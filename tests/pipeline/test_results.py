@@ -237,7 +237,7 @@ def test_a_model_is_never_replaced_by_the_result_that_is_made_of_it(result: Resu
 def test_what_a_killed_run_left_within_a_folder_is_cleared_and_a_living_one_waited_for(
     result: Result, folder: Path
 ) -> None:
-    left = folder / ".convrewrite-run-abcdefgh"  # as quantise works within the folder
+    left = folder / ".convrewrite-run-abcdefgh"  # as quantise puts its file there
     left.mkdir()
     (left / "lock").touch()
     check_writable(folder)

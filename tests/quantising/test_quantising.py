@@ -226,6 +226,23 @@ def test_a_result_gets_its_int8_file_and_a_table_of_four(
         convrewrite.quantise(tmp_path, model, x, images())
 
 
+def test_a_run_may_end_with_a_result_for_a_folder_while_another_quantises_what_is_there(
+    result: convrewrite.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A recovery may have taken hours by then."""
+    result.save(tmp_path / "out")
+
+    def meanwhile(source: Path, place: Path, *_given: object, **_named: object) -> Any:
+        result.save(tmp_path / "out")
+        place.write_bytes(source.read_bytes())
+        return SimpleNamespace(way=SimpleNamespace(describe=lambda: "as it is"))
+
+    monkeypatch.setattr(quantising, "quantise_file", meanwhile)
+    settings = convrewrite.Settings(timer=FalseTimer(0.5))
+    convrewrite.quantise(tmp_path / "out", small_network(), images(2)[:1], images(), settings=settings)
+    assert (tmp_path / "out" / "model.int8.onnx").is_file()
+
+
 class Two(nn.Module):
     """One output that counts by its direction, and one that is ignored."""
 
