@@ -13,7 +13,7 @@ from convrewrite import machine, values
 from convrewrite.cli.commands import app
 from convrewrite.cli.interrupts import INTERRUPTED, NOTHING, Interrupted, code_of
 from convrewrite.cli.unforeseen import TRACEBACK, unforeseen
-from convrewrite.cli.voice import say_aside
+from convrewrite.cli.voice import Unprinted, say_aside
 from convrewrite.errors import ConvRewriteError, ModelError, UsageError
 from convrewrite.escaping import printable
 from convrewrite.folders import cleared_later, disk_full
@@ -64,7 +64,8 @@ def _main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         return _unread()
     except Exception as error:
-        if (reason := disk_full(error)) is not None:  # for files this is reported where they are written
+        # For files a full disk is reported where they are written.
+        if (reason := str(error) if isinstance(error, Unprinted) else disk_full(error)) is not None:
             _say_no_more()
             _complain(f"standard output: cannot be written ({reason}); {_left_by(words)}")
             return 2

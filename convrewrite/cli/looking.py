@@ -8,7 +8,7 @@ import typer
 
 from convrewrite.cli.interrupts import tells_what_stands
 from convrewrite.cli.options import AsJson
-from convrewrite.cli.voice import own_output, say, say_json, width
+from convrewrite.cli.voice import say, say_as_it_is, say_json, width
 from convrewrite.errors import UsageError
 from convrewrite.values import shown
 
@@ -79,4 +79,4 @@ def schema(
         return
     if name not in SCHEMAS:
         raise UsageError(f"schema: expected {', '.join(SCHEMAS)}, found {shown(name)}")
-    typer.echo(json.dumps(schema_of(SCHEMAS[name][0]), indent=2), file=own_output())
+    say_as_it_is(json.dumps(schema_of(SCHEMAS[name][0]), indent=2))

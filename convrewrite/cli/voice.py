@@ -17,8 +17,9 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from convrewrite.errors import UsageError
+from convrewrite.errors import ConvRewriteError, UsageError
 from convrewrite.escaping import printable
+from convrewrite.folders import disk_full
 from convrewrite.interrupts import held
 from convrewrite.tables import WIDTH, shortened
 
@@ -122,7 +123,7 @@ def spoken(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(*, quiet: bool, verbose: int, **given: Any) -> None:
-        with speaking(quiet, verbose), apart():
+        with speaking(quiet, verbose), apart(), _room_told():
             command(**given)
 
     run.__signature__ = signature.replace(parameters=taken)  # type: ignore[attr-defined]
@@ -144,6 +145,27 @@ def apart() -> Iterator[None]:
         _OWN.reset(token)
 
 
+class Unprinted(Exception):
+    """Standard output cannot be written; the text says what the system says."""
+
+
+@contextmanager
+def _room_told() -> Iterator[None]:
+    """Raise UsageError for a full disk, unless it is where the output goes: what is printed is the last that a command does, and
+    here its work is not done."""
+    try:
+        yield
+    except (ConvRewriteError, Unprinted):
+        raise
+    except Exception as error:
+        if (reason := disk_full(error)) is None:
+            raise
+        raise UsageError(
+            f"expected room for what is written, temporary files included, found none ({reason}); make some, or name other "
+            "places, for temporary files in TMPDIR"
+        ) from error
+
+
 def own_output() -> IO[str]:
     """Standard output, for the command itself."""
     return _OWN.get() or sys.stdout
@@ -159,7 +181,17 @@ def say(text: str, *, as_it_is: bool = False) -> None:
     unless they are of a file that is shown ``as_it_is``."""
     if not is_quiet():
         shown = _encodable(printable(text, keep="\n\t"))
-        typer.echo(shown if as_it_is else shortened(shown, width()), file=own_output())
+        say_as_it_is(shown if as_it_is else shortened(shown, width()))
+
+
+def say_as_it_is(text: str) -> None:
+    """Print a text. Raises BrokenPipeError where nobody reads it, Unprinted where it finds no room."""
+    try:
+        typer.echo(text, file=own_output())
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise Unprinted(error.strerror) from error
 
 
 def say_aside(line: str) -> None:
@@ -188,7 +220,7 @@ def say_json_text(text: str) -> None:
     if _encoding() != "utf-8":  # JSON is read as UTF-8, of which ASCII is a part
         text = NOT_ASCII.sub(lambda found: _numbered(found[0]), text)
     shown = (line if line.isprintable() else "".join(map(_shown, line)) for line in text.split("\n"))
-    typer.echo("\n".join(shown), file=own_output())
+    say_as_it_is("\n".join(shown))
 
 
 def _shown(character: str) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from convrewrite.errors import ModelLoadError
 from convrewrite.escaping import one_line
-from convrewrite.folders import temporary
+from convrewrite.folders import temporary, write_errors
 from convrewrite.machine import memory_bytes
 from convrewrite.onnx_files import require_well_behaved, run_within
 from convrewrite.onnx_graph.file import OnnxFile
@@ -87,7 +87,8 @@ class Observer:
         model = with_outputs(self._file.model, self.names)
         with temporary() as scratch:
             path = scratch.path / "observed.onnx"
-            path.write_bytes(model.SerializeToString())
+            with write_errors():
+                path.write_bytes(model.SerializeToString())
             require_well_behaved(
                 path, seconds, inputs, memory=memory, folder=self._file.folder,
                 source=f"{self._file.source}, with all values of its nodes",

@@ -71,6 +71,25 @@ def test_progress_log_and_errors_that_cannot_be_written_change_no_outcome(monkey
     assert main(["analyze", "--nothing-like-it"]) == 2
 
 
+def test_a_disk_that_is_full_is_not_taken_for_that_of_the_output(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What a command writes is whole only where it is the output that finds no room."""
+
+    def without_room(_folder: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("convrewrite.results.read_report", without_room)
+    assert main(["report", "out"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "convrewrite: expected room for what is written, temporary files included"
+    )
+    monkeypatch.setattr(sys, "stdout", Full())
+    assert main(["rules", "list"]) == 2
+    assert "standard output: cannot be written (No space left on device); send it" in capsys.readouterr().err
+    sys.stdout.close()  # what was put there instead, until the process ends
+
+
 @pytest.mark.skipif(os.name != "posix", reason="a folder that is worked in cannot be removed elsewhere")
 def test_a_working_folder_that_was_removed_is_told(tmp_path: Path) -> None:
     gone = tmp_path / "gone"

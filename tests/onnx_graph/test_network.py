@@ -1,5 +1,6 @@
 """From a file to a module with an example, and what of the file is no part of that module."""
 
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -126,6 +127,17 @@ def test_a_graph_that_does_not_end_on_two_examples_is_ended(tmp_path: Path, monk
     source = opened(graph(LONG.replace("value_int = 3>", "value_int = 2>"), {"w": (4, 4, 3, 3)}), tmp_path)
     with pytest.raises(ModelLoadError, match=r"made\.onnx: expected that onnxruntime runs it .* within 0\.3 s"):
         translate(replace(source, seconds=0.3), (noise(1, 4, 6, 6),))
+
+
+def test_temporary_files_without_room_are_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = opened(classifier(), tmp_path)
+
+    def without_room(_path: Path, _content: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", without_room)
+    with pytest.raises(UsageError, match=r"cannot be written \(No space left on device\); .* in TMPDIR"):
+        translate(source, (noise(1, 3, 16, 16),))
 
 
 def test_names_of_inputs_that_are_not_there_are_told() -> None:
