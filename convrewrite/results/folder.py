@@ -161,7 +161,7 @@ def add_exports(folder: Path, plan: Plan, report: Report, written: Sequence[Writ
     files = [path for form in written for path in form.files]
     with made_aside(folder, "another folder") as made:
         place = resolved(folder)
-        before = os.stat(place).st_ino
+        before = _content_of(place)
         shutil.copytree(place, made, symlinks=True, copy_function=_linked)
         found = report_now(folder, made, report).with_exports(written)
         refused = {row.name for row in found.exports if row.refused is not None}
@@ -170,9 +170,15 @@ def add_exports(folder: Path, plan: Plan, report: Report, written: Sequence[Writ
             remove(made / name)  # only this name: the file may have another elsewhere
         copy_into(made, files)
         _write_reports(made, plan, found)
-        if os.stat(place).st_ino != before:
+        if _content_of(place) != before:
             raise ModelLoadError(f"{folder}: another run has changed it while files were added to it; run this again")
     return found
+
+
+def _content_of(place: Path) -> tuple[int, int]:
+    """What differs as soon as a folder is exchanged for another, or a file in it added, replaced or removed."""
+    found = os.stat(place)
+    return found.st_ino, found.st_mtime_ns
 
 
 def check_addable(folder: Path) -> None:

@@ -22,6 +22,7 @@ from convrewrite.reporting.report import ExportRow
 from convrewrite.results import folder as results
 from convrewrite.results.digests import require_described
 from convrewrite.results.folder import FILES, Result, add_exports, check_writable, save_plan
+from convrewrite.results.further import add_int8
 from convrewrite.results.reading import read_plan, read_report
 from convrewrite.results.weights import read_weights, write_weights
 
@@ -552,3 +553,18 @@ def test_forms_are_not_added_beside_a_run_that_replaces_the_folder(
     with pytest.raises(ModelLoadError, match="another run has changed it"):
         add_exports(folder, result.plan, read_report(folder), [])
     assert (folder / "report.html").read_bytes()
+
+
+def test_forms_are_not_added_beside_a_run_that_adds_a_file(
+    result: Result, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As quantise does, whose file would be gone with the folder that was copied before."""
+
+    def adding(*_given: object) -> str:
+        add_int8(folder, result.report, folder / "plan.json")
+        return ""
+
+    monkeypatch.setattr(results, "render_html", adding)
+    with pytest.raises(ModelLoadError, match="another run has changed it"):
+        add_exports(folder, result.plan, read_report(folder), [])
+    assert (folder / "model.int8.onnx").is_file()
