@@ -8,6 +8,7 @@ from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
 
+from convrewrite.errors import UsageError
 from convrewrite.interrupts import Terminated, ignored_from_here, interrupts_told
 
 NOTHING = "nothing was written"
@@ -28,7 +29,7 @@ class Interrupted(Exception):
 
 
 def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, None]:
-    """The same command; it raises Interrupted when it is interrupted."""
+    """The same command; it raises Interrupted when it is interrupted. A UsageError tells of the state of a training, too."""
 
     @wraps(command)
     def run(*args: Options.args, **options: Options.kwargs) -> None:
@@ -41,11 +42,16 @@ def tells_what_stands(command: Callable[Options, None]) -> Callable[Options, Non
             with interrupts_told():
                 command(*args, **options)
                 ignored_from_here()
-        except (KeyboardInterrupt, Terminated) as error:
-            stands, unfinished = _standing(put, before), _identity(put) == before
-            if unfinished and state is not None and _saved(state) not in (None, earlier):
-                stands = _going_on(stands, state, bool(options.get("resume", True)))
-            raise Interrupted(stands, code_of(error)) from error
+        except (KeyboardInterrupt, Terminated, UsageError) as error:
+            saved = state is not None and _identity(put) == before and _saved(state) not in (None, earlier)
+            goes_on = _going_on(state, bool(options.get("resume", True))) if state is not None and saved else ""
+            if isinstance(error, UsageError):
+                if not goes_on:
+                    raise
+                raise UsageError(f"{error}{goes_on}") from error  # as of a result that finds no room, after hours
+            stands = _standing(put, before)
+            stands = "there is no result yet" if goes_on and stands == NOTHING else stands
+            raise Interrupted(f"{stands}{goes_on}", code_of(error)) from error
 
     return run
 
@@ -99,10 +105,9 @@ def checkpoint_of(place: Path) -> Path:
     return place.absolute().with_name(f"{place.absolute().name}.recovering")
 
 
-def _going_on(stands: str, state: Path, resume: bool) -> str:
+def _going_on(state: Path, resume: bool) -> str:
     how = "the same command" if resume else "the same command without --no-resume"
-    kept = f"the state of the training is in {state.name} beside it: {how} goes on from there"
-    return f"there is no result yet; {kept}" if stands == NOTHING else f"{stands}; {kept}"
+    return f"; the state of the training is in {state.name} beside it: {how} goes on from there"
 
 
 def _saved(state: Path | None) -> tuple[int, int] | None:

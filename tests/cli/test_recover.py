@@ -281,6 +281,21 @@ def test_an_interrupt_says_that_the_state_of_the_training_was_written(resume: bo
             recover(out=tmp_path / "out", resume=resume, saves=saves)
 
 
+def test_a_result_that_cannot_be_written_leaves_the_state_of_its_training_as_is_told(tmp_path: Path) -> None:
+    @tells_what_stands
+    def recover(*, out: Path, saves: bool) -> None:
+        if saves:
+            (tmp_path / "out.recovering").write_text("")
+        raise UsageError(f"{out}: cannot be written (No space left on device); name another folder with -o")
+
+    with pytest.raises(UsageError, match=r"with -o$"):
+        recover(out=tmp_path / "out", saves=False)
+    with pytest.raises(
+        UsageError, match=r"-o; the state of the training is in out\.recovering .* command goes on from"
+    ):
+        recover(out=tmp_path / "out", saves=True)
+
+
 def test_an_interrupt_behind_its_end_names_the_folder_that_was_written(tmp_path: Path) -> None:
     @tells_what_stands
     def recover(*, out: Path, new: Path) -> None:
