@@ -363,11 +363,8 @@ def _of_unit_numbers(seen: Seen, hint: Hint | None) -> Meaning:
     if seen.width == 4 and not seen.saturated and seen.ndim < 4:
         why = "four numbers in [0, 1] that are seldom near 0 or 1, as coordinates are"
         return Meaning("values", why, axis=seen.axis)
-    by = (
-        f"a {seen.function} gave it"
-        if seen.function in OF_UNIT_NUMBERS
-        else "its entries lie in [0, 1] and do not sum to one"
-    )
+    given = seen.function in OF_UNIT_NUMBERS
+    by = f"a {seen.function} gave it" if given else "its entries lie in [0, 1] and do not sum to one"
     return Meaning("multilabel", by, axis=seen.axis)
 
 
